@@ -1,1 +1,6 @@
-//! placeholder
+//! Images on this node: references, registries, content and pulls.
+
+pub mod auth;
+pub mod digest;
+pub mod reference;
+pub mod registry;
