@@ -1,0 +1,254 @@
+//! The daemon's configuration: containerd's file format, read once, validated once, passed down as plain data.
+//!
+//! `section.rs` reads one table and notes what nobody asked for; `load.rs` reads files, follows `imports` and merges;
+//! `parse.rs` knows where each version of the format keeps each key. The defaults are `Config::default()` here, and
+//! `deploy/config.toml` documents them; a test holds the two together.
+
+mod load;
+mod parse;
+mod section;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use thiserror::Error;
+
+pub(crate) use load::load;
+
+/// The documented default configuration, as `windlass config default` prints it.
+pub(crate) const DEFAULT_TOML: &str = include_str!("../../../deploy/config.toml");
+
+/// Why no configuration could be made of the file.
+#[derive(Debug, Error)]
+pub(crate) enum ConfigError {
+    /// The file, or one that it imports, cannot be read.
+    #[error("read configuration {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// It is not TOML.
+    #[error("configuration {} is not valid TOML", path.display())]
+    Syntax { path: PathBuf, source: Box<toml::de::Error> },
+    /// A value has the wrong type or form, or two values contradict each other.
+    #[error("configuration {}: {what}", path.display())]
+    Invalid { path: PathBuf, what: String },
+}
+
+/// A configuration and what its reader should be told about the file.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    /// Keys with no effect, each with the nearest known name; never fatal, since real nodes carry keys of other tools.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// How the daemon logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// `[debug]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Log {
+    /// `trace`, `debug`, `info`, `warn` or `error`.
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
+}
+
+/// `[grpc]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Grpc {
+    pub(crate) address: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Bytes of one message.
+    pub(crate) max_recv_message_size: usize,
+    pub(crate) max_send_message_size: usize,
+}
+
+/// Credentials for one registry host (`registry.configs.<host>.auth`). Its `Debug` shows none of them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Auth {
+    pub(crate) username: String,
+    pub(crate) password: String,
+    pub(crate) auth: String,
+    pub(crate) identity_token: String,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Auth(redacted)")
+    }
+}
+
+/// Images: where they come from and what they are unpacked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Images {
+    pub(crate) snapshotter: String,
+    /// The sandbox image (`sandbox_image`, `pinned_images.sandbox`).
+    pub(crate) pause_image: String,
+    /// Further references that are never offered for garbage collection.
+    pub(crate) pinned: Vec<String>,
+    /// Roots of `hosts.toml` directories, in order; always split at `:`.
+    pub(crate) registry_paths: Vec<PathBuf>,
+    pub(crate) auths: BTreeMap<String, Auth>,
+    pub(crate) max_concurrent_downloads: usize,
+    /// A pull that moves no byte for this long is given up; zero never does.
+    pub(crate) progress_timeout: Duration,
+}
+
+/// One runtime handler (`runtimes.<name>`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Handler {
+    /// `io.containerd.runc.v2`, another shim's name, or an absolute path.
+    pub(crate) runtime_type: String,
+    /// The shim binary, if not to be searched for.
+    pub(crate) runtime_path: Option<PathBuf>,
+    pub(crate) snapshotter: Option<String>,
+    /// Globs of pod annotations that reach the OCI spec.
+    pub(crate) pod_annotations: Vec<String>,
+    pub(crate) container_annotations: Vec<String>,
+    pub(crate) privileged_without_host_devices: bool,
+    pub(crate) options: RuncOptions,
+}
+
+/// `runtimes.<name>.options`: what our shim passes to the OCI runtime.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RuncOptions {
+    pub(crate) binary_name: String,
+    pub(crate) root: String,
+    pub(crate) systemd_cgroup: bool,
+    pub(crate) no_pivot_root: bool,
+    pub(crate) no_new_keyring: bool,
+}
+
+/// `cni`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cni {
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    pub(crate) conf_dir: PathBuf,
+    /// 0 loads all.
+    pub(crate) max_conf_num: usize,
+    pub(crate) setup_serially: bool,
+    /// ``, `ipv4`, `ipv6` or `cni`.
+    pub(crate) ip_pref: String,
+}
+
+/// Pods and containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Runtime {
+    pub(crate) default_handler: String,
+    pub(crate) handlers: BTreeMap<String, Handler>,
+    pub(crate) cni: Cni,
+    /// Bytes of content in one log record; 0 or less never splits.
+    pub(crate) max_log_line: i64,
+    pub(crate) restrict_oom_score_adj: bool,
+    pub(crate) unset_seccomp_profile: String,
+    pub(crate) netns_under_state: bool,
+    pub(crate) unprivileged_ports: bool,
+    pub(crate) unprivileged_icmp: bool,
+}
+
+/// The server of Exec, Attach and PortForward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Streaming {
+    /// Empty is the host's first address.
+    pub(crate) address: String,
+    /// 0 is any free port.
+    pub(crate) port: u16,
+    /// Zero never cuts an idle stream.
+    pub(crate) idle_timeout: Duration,
+}
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// What survives a reboot.
+    pub(crate) root: PathBuf,
+    /// What does not.
+    pub(crate) state: PathBuf,
+    pub(crate) oom_score: i32,
+    pub(crate) log: Log,
+    pub(crate) grpc: Grpc,
+    pub(crate) ttrpc_address: PathBuf,
+    pub(crate) images: Images,
+    pub(crate) runtime: Runtime,
+    pub(crate) streaming: Streaming,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            root: "/var/lib/containerd".into(),
+            state: "/run/containerd".into(),
+            oom_score: 0,
+            log: Log { level: "info".into(), format: LogFormat::Text },
+            grpc: Grpc {
+                address: "/run/containerd/containerd.sock".into(),
+                uid: 0,
+                gid: 0,
+                max_recv_message_size: 16 << 20,
+                max_send_message_size: 16 << 20,
+            },
+            ttrpc_address: "/run/containerd/containerd.sock.ttrpc".into(),
+            images: Images::default(),
+            runtime: Runtime::default(),
+            streaming: Streaming {
+                address: "127.0.0.1".into(),
+                port: 0,
+                idle_timeout: Duration::from_secs(4 * 60 * 60),
+            },
+        }
+    }
+}
+
+impl Default for Images {
+    fn default() -> Images {
+        Images {
+            snapshotter: "overlayfs".into(),
+            pause_image: "registry.k8s.io/pause:3.10.2".into(),
+            pinned: Vec::new(),
+            registry_paths: vec!["/etc/containerd/certs.d".into(), "/etc/docker/certs.d".into()],
+            auths: BTreeMap::new(),
+            max_concurrent_downloads: 3,
+            progress_timeout: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Runtime {
+        Runtime {
+            default_handler: "runc".into(),
+            handlers: BTreeMap::from([("runc".to_owned(), Handler::default())]),
+            cni: Cni {
+                bin_dirs: vec!["/opt/cni/bin".into()],
+                conf_dir: "/etc/cni/net.d".into(),
+                max_conf_num: 1,
+                setup_serially: false,
+                ip_pref: String::new(),
+            },
+            max_log_line: 16 * 1024,
+            restrict_oom_score_adj: false,
+            unset_seccomp_profile: String::new(),
+            netns_under_state: false,
+            unprivileged_ports: true,
+            unprivileged_icmp: true,
+        }
+    }
+}
+
+impl Default for Handler {
+    fn default() -> Handler {
+        Handler {
+            runtime_type: "io.containerd.runc.v2".into(),
+            runtime_path: None,
+            snapshotter: None,
+            pod_annotations: Vec::new(),
+            container_annotations: Vec::new(),
+            privileged_without_host_devices: false,
+            options: RuncOptions::default(),
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Where each version of the file keeps each key: version 2 has all of CRI in one plugin, version 3 splits images and
+//! runtime from it, version 4 also moves the servers' sections below `plugins`.
+
+use std::path::PathBuf;
+
+use toml::Table;
+
+use super::{Auth, Config, Handler, LogFormat, section::Section};
+
+/// Top-level keys of containerd that have no meaning here, or none yet.
+const ACCEPTED: &[&str] = &[
+    "imports",
+    "temp",
+    "plugin_dir",
+    "disabled_plugins",
+    "required_plugins",
+    "metrics",
+    "cgroup",
+    "timeouts",
+    "proxy_plugins",
+    "stream_processors",
+];
+
+/// Puts what `table` says into `config`; what it does not say stays as it was.
+pub(super) fn apply(table: Table, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    let mut top = Section::top(table);
+    let mut version: i64 = 1;
+    top.number("version", &mut version)?;
+    if !(2..=4).contains(&version) {
+        return Err(format!(
+            "version {version} is not supported; write the file in version 2, 3 or 4 and say so by `version = 2` (a file without it is version 1)"
+        ));
+    }
+    top.path_value("root", &mut config.root)?;
+    top.path_value("state", &mut config.state)?;
+    top.number("oom_score", &mut config.oom_score)?;
+    log(top.section("debug")?, config, warnings)?;
+    let (own_grpc, own_ttrpc) = (top.section("grpc")?, top.section("ttrpc")?);
+    let mut plugins = top.section("plugins")?;
+    let (grpc, ttrpc) = if version < 4 {
+        (own_grpc, own_ttrpc)
+    } else {
+        (
+            plugins.named_section("io.containerd.server.v1.grpc")?,
+            plugins.named_section("io.containerd.server.v1.ttrpc")?,
+        )
+    };
+    server(grpc, ttrpc, config, warnings)?;
+    if version == 2 {
+        let mut cri = plugins.named_section("io.containerd.grpc.v1.cri")?;
+        let mut containerd = cri.section("containerd")?;
+        images_v2(&mut cri, &mut containerd, config, warnings)?;
+        runtime(&mut cri, containerd, config, warnings)?;
+        streaming(cri, config, warnings)?;
+    } else {
+        streaming(plugins.named_section("io.containerd.grpc.v1.cri")?, config, warnings)?;
+        images(plugins.named_section("io.containerd.cri.v1.images")?, config, warnings)?;
+        let mut section = plugins.named_section("io.containerd.cri.v1.runtime")?;
+        let containerd = section.section("containerd")?;
+        runtime(&mut section, containerd, config, warnings)?;
+        section.unknown(warnings);
+    }
+    // What is left below `plugins` belongs to plugins that this daemon does not have; containerd's own default file
+    // carries dozens, so they are no news to anyone.
+    top.accept(ACCEPTED);
+    top.unknown(warnings);
+    Ok(())
+}
+
+/// What only the whole configuration can tell.
+pub(super) fn validate(config: &Config) -> Result<(), String> {
+    if config.root == config.state {
+        return Err(format!("root and state must be two directories, both are {}", config.root.display()));
+    }
+    let runtime = &config.runtime;
+    if !runtime.handlers.contains_key(&runtime.default_handler) {
+        let names: Vec<_> = runtime.handlers.keys().map(String::as_str).collect();
+        return Err(format!(
+            "default_runtime_name {:?} is not one of the configured runtimes: {}",
+            runtime.default_handler,
+            names.join(", ")
+        ));
+    }
+    if !["", "ipv4", "ipv6", "cni"].contains(&runtime.cni.ip_pref.as_str()) {
+        return Err(format!("cni.ip_pref must be ipv4, ipv6 or cni, not {:?}", runtime.cni.ip_pref));
+    }
+    if !["", "unconfined", "runtime/default"].contains(&runtime.unset_seccomp_profile.as_str())
+        && !runtime.unset_seccomp_profile.starts_with("localhost/")
+    {
+        return Err(format!(
+            "unset_seccomp_profile must be empty, unconfined, runtime/default or localhost/<path>, not {:?}",
+            runtime.unset_seccomp_profile
+        ));
+    }
+    Ok(())
+}
+
+fn log(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    section.string("level", &mut config.log.level)?;
+    if config.log.level == "fatal" || config.log.level == "panic" {
+        config.log.level = "error".to_owned();
+    }
+    if !["trace", "debug", "info", "warn", "error"].contains(&config.log.level.as_str()) {
+        return Err(format!("debug.level must be trace, debug, info, warn or error, not {:?}", config.log.level));
+    }
+    let mut format = String::new();
+    section.string("format", &mut format)?;
+    match format.as_str() {
+        "" => {}
+        "text" => config.log.format = LogFormat::Text,
+        "json" => config.log.format = LogFormat::Json,
+        other => return Err(format!("debug.format must be text or json, not {other:?}")),
+    }
+    section.accept(&["address", "uid", "gid", "log_trace_id"]);
+    section.unknown(warnings);
+    Ok(())
+}
+
+fn server(
+    mut grpc: Section,
+    mut ttrpc: Section,
+    config: &mut Config,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
+    let before = config.grpc.address.clone();
+    grpc.path_value("address", &mut config.grpc.address)?;
+    if config.grpc.address != before {
+        config.ttrpc_address = PathBuf::from(format!("{}.ttrpc", config.grpc.address.display()));
+    }
+    grpc.number("uid", &mut config.grpc.uid)?;
+    grpc.number("gid", &mut config.grpc.gid)?;
+    grpc.number("max_recv_message_size", &mut config.grpc.max_recv_message_size)?;
+    grpc.number("max_send_message_size", &mut config.grpc.max_send_message_size)?;
+    grpc.pending(&["tcp_address"], warnings);
+    grpc.accept(&["tcp_tls_ca", "tcp_tls_cert", "tcp_tls_key", "tcp_tls_common_name"]);
+    grpc.unknown(warnings);
+    ttrpc.path_value("address", &mut config.ttrpc_address)?;
+    ttrpc.accept(&["uid", "gid"]);
+    ttrpc.unknown(warnings);
+    Ok(())
+}
+
+fn streaming(mut cri: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    let streaming = &mut config.streaming;
+    cri.string("stream_server_address", &mut streaming.address)?;
+    let mut port = String::new();
+    cri.string("stream_server_port", &mut port)?;
+    if !port.is_empty() {
+        streaming.port =
+            port.parse().map_err(|_| format!("stream_server_port must be a port number in a string, not {port:?}"))?;
+    }
+    cri.duration("stream_idle_timeout", &mut streaming.idle_timeout)?;
+    let mut tls = false;
+    cri.boolean("enable_tls_streaming", &mut tls)?;
+    if tls {
+        return Err("enable_tls_streaming is not supported yet; leave it out to stream on the loopback address".into());
+    }
+    cri.accept(&["disable_tcp_service", "x509_key_pair_streaming"]);
+    cri.unknown(warnings);
+    Ok(())
+}
+
+fn images_v2(
+    cri: &mut Section,
+    containerd: &mut Section,
+    config: &mut Config,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
+    let images = &mut config.images;
+    containerd.string("snapshotter", &mut images.snapshotter)?;
+    containerd.pending(&["discard_unpacked_layers"], warnings);
+    containerd.accept(&["disable_snapshot_annotations"]);
+    cri.string("sandbox_image", &mut images.pause_image)?;
+    shared_image_keys(cri, config, warnings)
+}
+
+fn images(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    section.string("snapshotter", &mut config.images.snapshotter)?;
+    let mut pinned = section.section("pinned_images")?;
+    pinned.string("sandbox", &mut config.images.pause_image)?;
+    let mut others = Vec::new();
+    for name in pinned.names() {
+        let Some(reference) = pinned.named_string(&name)? else { continue };
+        others.push(reference);
+    }
+    config.images.pinned.extend(others);
+    section.pending(&["discard_unpacked_layers", "runtime_platforms"], warnings);
+    section.accept(&["disable_snapshot_annotations", "use_local_image_pull"]);
+    shared_image_keys(&mut section, config, warnings)?;
+    section.unknown(warnings);
+    Ok(())
+}
+
+fn shared_image_keys(section: &mut Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    let images = &mut config.images;
+    section.number("max_concurrent_downloads", &mut images.max_concurrent_downloads)?;
+    section.duration("image_pull_progress_timeout", &mut images.progress_timeout)?;
+    let mut registry = section.section("registry")?;
+    let mut roots = String::new();
+    registry.string("config_path", &mut roots)?;
+    if !roots.is_empty() {
+        images.registry_paths = roots.split(':').filter(|root| !root.is_empty()).map(PathBuf::from).collect();
+    }
+    let mut configs = registry.section("configs")?;
+    for host in configs.names() {
+        let mut host_section = configs.named_section(&host)?;
+        let mut auth_section = host_section.section("auth")?;
+        let mut auth = Auth::default();
+        auth_section.string("username", &mut auth.username)?;
+        auth_section.string("password", &mut auth.password)?;
+        auth_section.string("auth", &mut auth.auth)?;
+        auth_section.string("identitytoken", &mut auth.identity_token)?;
+        auth_section.unknown(warnings);
+        host_section.unknown(warnings);
+        images.auths.insert(host, auth);
+    }
+    let mirrors = registry.section("mirrors")?;
+    if !mirrors.is_empty() {
+        return Err(format!(
+            "{} is not supported; put a hosts.toml for each host below registry.config_path",
+            registry.path("mirrors")
+        ));
+    }
+    registry.pending(&["auths", "headers"], warnings);
+    registry.unknown(warnings);
+    section.pending(&["concurrent_layer_fetch_buffer", "image_pull_with_sync_fs"], warnings);
+    section.accept(&["image_decryption", "stats_collect_period"]);
+    Ok(())
+}
+
+fn runtime(
+    section: &mut Section,
+    mut containerd: Section,
+    config: &mut Config,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
+    let runtime = &mut config.runtime;
+    section.number("max_container_log_line_size", &mut runtime.max_log_line)?;
+    section.boolean("restrict_oom_score_adj", &mut runtime.restrict_oom_score_adj)?;
+    section.string("unset_seccomp_profile", &mut runtime.unset_seccomp_profile)?;
+    section.boolean("netns_mounts_under_state_dir", &mut runtime.netns_under_state)?;
+    section.boolean("enable_unprivileged_ports", &mut runtime.unprivileged_ports)?;
+    section.boolean("enable_unprivileged_icmp", &mut runtime.unprivileged_icmp)?;
+    let mut selinux = false;
+    section.boolean("enable_selinux", &mut selinux)?;
+    if selinux {
+        return Err("enable_selinux is not supported yet".into());
+    }
+    section.pending(
+        &["disable_proc_mount", "device_ownership_from_security_context", "ignore_image_defined_volumes"],
+        warnings,
+    );
+    section.accept(&[
+        "selinux_category_range",
+        "disable_apparmor",
+        "tolerate_missing_hugetlb_controller",
+        "disable_hugetlb_controller",
+        "enable_cdi",
+        "cdi_spec_dirs",
+        "drain_exec_sync_io_timeout",
+        "ignore_deprecation_warnings",
+        "stats_collect_period",
+        "stats_retention_period",
+        "enable_criu",
+        "disable_cgroup",
+    ]);
+    cni(section.section("cni")?, config, warnings)?;
+    containerd.string("default_runtime_name", &mut config.runtime.default_handler)?;
+    let mut runtimes = containerd.section("runtimes")?;
+    for name in runtimes.names() {
+        let before = config.runtime.handlers.remove(&name).unwrap_or_default();
+        let handler = handler(runtimes.named_section(&name)?, before, warnings)?;
+        config.runtime.handlers.insert(name, handler);
+    }
+    containerd.accept(&[
+        "ignore_blockio_not_enabled_errors",
+        "ignore_rdt_not_enabled_errors",
+        "no_pivot",
+        "default_runtime",
+        "untrusted_workload_runtime",
+        "disable_snapshot_annotations",
+        "discard_unpacked_layers",
+        "snapshotter",
+    ]);
+    containerd.unknown(warnings);
+    Ok(())
+}
+
+fn cni(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    let cni = &mut config.runtime.cni;
+    let mut single = PathBuf::new();
+    section.path_value("bin_dir", &mut single)?;
+    if single != PathBuf::new() {
+        cni.bin_dirs = vec![single];
+    }
+    let mut several = Vec::new();
+    section.strings("bin_dirs", &mut several)?;
+    if !several.is_empty() {
+        cni.bin_dirs = several.into_iter().map(PathBuf::from).collect();
+    }
+    section.path_value("conf_dir", &mut cni.conf_dir)?;
+    section.number("max_conf_num", &mut cni.max_conf_num)?;
+    section.boolean("setup_serially", &mut cni.setup_serially)?;
+    section.string("ip_pref", &mut cni.ip_pref)?;
+    section.pending(&["conf_template"], warnings);
+    section.accept(&["use_internal_loopback"]);
+    section.unknown(warnings);
+    Ok(())
+}
+
+fn handler(mut section: Section, mut handler: Handler, warnings: &mut Vec<String>) -> Result<Handler, String> {
+    section.string("runtime_type", &mut handler.runtime_type)?;
+    let mut path = PathBuf::new();
+    section.path_value("runtime_path", &mut path)?;
+    if path != PathBuf::new() {
+        handler.runtime_path = Some(path);
+    }
+    let mut snapshotter = String::new();
+    section.string("snapshotter", &mut snapshotter)?;
+    if !snapshotter.is_empty() {
+        handler.snapshotter = Some(snapshotter);
+    }
+    section.strings("pod_annotations", &mut handler.pod_annotations)?;
+    section.strings("container_annotations", &mut handler.container_annotations)?;
+    section.boolean("privileged_without_host_devices", &mut handler.privileged_without_host_devices)?;
+    let mut options = section.section("options")?;
+    options.string("BinaryName", &mut handler.options.binary_name)?;
+    options.string("Root", &mut handler.options.root)?;
+    options.boolean("SystemdCgroup", &mut handler.options.systemd_cgroup)?;
+    options.boolean("NoPivotRoot", &mut handler.options.no_pivot_root)?;
+    options.boolean("NoNewKeyring", &mut handler.options.no_new_keyring)?;
+    options.pending(&["ShimCgroup", "IoUid", "IoGid"], warnings);
+    options.accept(&["CriuPath", "CriuImagePath", "CriuWorkPath"]);
+    options.unknown(warnings);
+    section.pending(
+        &[
+            "privileged_without_host_devices_all_devices_allowed",
+            "base_runtime_spec",
+            "cni_conf_dir",
+            "cni_max_conf_num",
+            "disable_pause_image_pull",
+            "cgroup_writable",
+        ],
+        warnings,
+    );
+    section.accept(&["runtime_engine", "runtime_root", "sandbox_mode", "sandboxer", "io_type"]);
+    section.unknown(warnings);
+    Ok(handler)
+}

@@ -1,0 +1,3 @@
+//! stub
+pub(crate) mod authority;
+pub(crate) mod socket;
