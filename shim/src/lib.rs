@@ -1,1 +1,6 @@
-//! placeholder
+//! The shim v2 protocol of containerd: ttrpc, the task service, how a shim is started, found and spoken to.
+//!
+//! The daemon uses `launch` and `client`; the shim binary uses `ttrpc::serve`. Both share the messages in `proto`.
+
+pub mod proto;
+pub mod ttrpc;
