@@ -2,7 +2,15 @@
 //!
 //! This crate knows neither gRPC nor registries. An image reaches it as a value ([`model::Image`]).
 
+mod config;
 pub mod error;
 pub mod model;
+mod pods;
+mod request;
+mod session;
+mod view;
 
+pub use config::{Config, Handler, Timeouts};
 pub use error::Error;
+pub use pods::Pods;
+pub use session::{ExitStatus, Output, Session};

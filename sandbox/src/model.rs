@@ -43,6 +43,13 @@ impl Id {
     }
 }
 
+// Ids are searched by prefix in ordered maps, so an id must order as its text does: the derived order does.
+impl std::borrow::Borrow<str> for Id {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -1,0 +1,90 @@
+//! What the daemon's configuration says about pods, already validated by whoever read it.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use store::Namespace;
+
+/// Everything that [`crate::Pods`] needs to know and that does not change while it runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What survives a boot: `/var/lib/containerd`.
+    pub root: PathBuf,
+    /// What does not: `/run/containerd`.
+    pub state: PathBuf,
+    /// The daemon's own sockets, told to every shim.
+    pub grpc_address: PathBuf,
+    pub ttrpc_address: PathBuf,
+    /// Directories in which a shim's binary is looked for, before `PATH`.
+    pub shim_search: Vec<PathBuf>,
+    /// Where network namespaces are pinned: `/run/netns`.
+    pub netns_dir: PathBuf,
+    pub namespace: Namespace,
+    /// By the name that CRI's `runtime_handler` uses.
+    pub handlers: BTreeMap<String, Handler>,
+    pub default_handler: String,
+    /// The snapshotter of handlers that name none.
+    pub snapshotter: String,
+    /// Longest line of a container's log before it is split, in bytes.
+    pub max_log_line: usize,
+    /// Where pods without a cgroup parent go; empty is the root.
+    pub default_cgroup_parent: String,
+    /// Set when the daemon itself may not lower an OOM score (rootless): the score of a container is clamped to ours.
+    pub restrict_oom_score_adj: bool,
+    /// Also write `supplemental` files of the host's `/etc` into pods only when the request asks for it.
+    pub ignore_image_volumes: bool,
+    pub timeouts: Timeouts,
+}
+
+/// One runtime: which shim is started for it and what its pods get.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Handler {
+    /// `io.containerd.runc.v2`.
+    pub runtime_type: String,
+    /// The shim's binary, if it is not to be found by its type.
+    pub runtime_path: Option<PathBuf>,
+    /// The OCI runtime's binary; empty is `runc`.
+    pub binary_name: String,
+    /// The OCI runtime's `--root`; empty is the shim's default.
+    pub root: String,
+    pub systemd_cgroup: bool,
+    pub no_pivot_root: bool,
+    pub no_new_keyring: bool,
+    pub privileged_without_host_devices: bool,
+    pub snapshotter: Option<String>,
+    /// Patterns of pod annotations that are passed to the runtime in the OCI spec.
+    pub pod_annotations: Vec<String>,
+    pub container_annotations: Vec<String>,
+}
+
+/// Deadlines of what leaves this process. None is ever infinite.
+#[derive(Clone, Debug)]
+pub struct Timeouts {
+    /// One CNI ADD or DEL, all plugins together.
+    pub network: Duration,
+    /// Starting a shim until it answers.
+    pub launch: Duration,
+    /// Connecting again to a shim that runs.
+    pub reconnect: Duration,
+    /// One call of a shim that runs the OCI runtime (create, start, delete).
+    pub task: Duration,
+    /// How long a killed process may take to be gone.
+    pub kill: Duration,
+    /// Recovery of one pod at boot.
+    pub recover: Duration,
+    /// How long ExecSync waits for the end of output after the process ended.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            network: Duration::from_secs(120),
+            launch: Duration::from_secs(30),
+            reconnect: Duration::from_secs(5),
+            task: Duration::from_secs(120),
+            kill: Duration::from_secs(60),
+            recover: Duration::from_secs(60),
+            drain: Duration::from_secs(10),
+        }
+    }
+}

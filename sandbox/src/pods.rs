@@ -1,0 +1,227 @@
+//! The registry of owners: which pod has which id and name, and whose inbox a request goes to.
+//!
+//! ```text
+//! Pods::verb(id) ──► index: id → inbox ──► owner task of the pod ──► answer
+//! Pods::pods()   ──► published views
+//! ```
+//!
+//! It decides nothing about a pod's state and performs no effect: a caller that drops a future here drops only its wait.
+//! The index's lock is held for a look-up, never across an await.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Error, Session,
+    model::{ContainerSpec, ContainerView, ExecOutput, Id, Image, PodSpec, PodView, StreamRequest},
+    request::{ContainerRequest, Create, Gone, INBOX, Inbox, Reply, Request, Run, ask},
+    view::{Views, by_prefix},
+};
+
+/// All pods of this node and their containers. Clones are handles of the same.
+#[derive(Clone)]
+pub struct Pods {
+    shared: Arc<Shared>,
+}
+
+impl Pods {
+    /// Makes and starts a pod. The same request while it is being made joins; once it is ready, answers its id.
+    pub async fn run(&self, spec: PodSpec, image: Image) -> Result<Id, Error> {
+        let run = Box::new(Run { spec, image });
+        loop {
+            let inbox = self.shared.inbox_of_name(&run.spec.name.key())?;
+            // The pod of this name may end its owner at this moment, being removed: then its name is free.
+            if let Ok(answer) = ask(&inbox, |reply| Request::Run(run.clone(), reply)).await {
+                return answer;
+            }
+        }
+    }
+
+    /// Stops the pod's containers and gives back its network. Unknown and stopped pods are stopped.
+    pub async fn stop(&self, id: &str) -> Result<(), Error> {
+        let Some((_, inbox)) = found(self.shared.pod(id))? else { return Ok(()) };
+        self.shared.gone_is_ok(ask(&inbox, Request::Stop).await)
+    }
+
+    /// Stops the pod and removes all that belongs to it.
+    pub async fn remove(&self, id: &str) -> Result<(), Error> {
+        let Some((_, inbox)) = found(self.shared.pod(id))? else { return Ok(()) };
+        self.shared.gone_is_ok(ask(&inbox, Request::Remove).await)
+    }
+
+    /// Prepares a container in a ready pod.
+    pub async fn create_container(&self, pod: &str, spec: ContainerSpec, image: Image) -> Result<Id, Error> {
+        let (id, inbox) = self.shared.pod(pod)?;
+        let create = Box::new(Create { spec, image });
+        let asked = ask(&inbox, |reply| Request::Create(create, reply)).await;
+        self.shared.gone_is_missing("pod sandbox", &id, asked)
+    }
+
+    /// Starts a created container. If that fails, the container has ended with code 128.
+    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
+        self.of_container(id, ContainerRequest::Start).await
+    }
+
+    /// Sends the stop signal, waits for `grace`, then kills. Unknown containers and those not running are stopped.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error> {
+        let Some((id, inbox)) = found(self.shared.container(id))? else { return Ok(()) };
+        let stop = |reply| Request::Container(id, ContainerRequest::Stop(grace, reply));
+        self.shared.gone_is_ok(ask(&inbox, stop).await)
+    }
+
+    /// Removes a container, killing it first if it runs. An unknown one is removed.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
+        let Some((id, inbox)) = found(self.shared.container(id))? else { return Ok(()) };
+        let remove = |reply| Request::Container(id, ContainerRequest::Remove(reply));
+        self.shared.gone_is_ok(ask(&inbox, remove).await)
+    }
+
+    /// Makes the shim write to a new file at the container's log path.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        self.of_container(id, ContainerRequest::ReopenLog).await
+    }
+
+    /// Runs a command in a container to its end. Past `timeout` the command is killed and the answer is a deadline.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        self.of_container(id, |reply| ContainerRequest::ExecSync(command, timeout, reply)).await
+    }
+
+    /// Starts a command in a container with its streams connected. When the session is dropped, the command is killed.
+    pub async fn exec(&self, id: &str, request: StreamRequest) -> Result<Session, Error> {
+        self.of_container(id, |reply| ContainerRequest::Exec(request, reply)).await
+    }
+
+    /// Connects to the streams of the container's own process.
+    pub async fn attach(&self, id: &str, request: StreamRequest) -> Result<Session, Error> {
+        self.of_container(id, |reply| ContainerRequest::Attach(request, reply)).await
+    }
+
+    /// Every pod that was ever ready, and those whose failed start left something behind.
+    pub fn pods(&self) -> Vec<Arc<PodView>> {
+        self.shared.views.pods()
+    }
+
+    /// The pod whose id is or starts with this.
+    pub fn pod(&self, id_or_prefix: &str) -> Result<Arc<PodView>, Error> {
+        self.shared.views.pod(id_or_prefix)
+    }
+
+    /// Every container that was created and not yet removed.
+    pub fn containers(&self) -> Vec<Arc<ContainerView>> {
+        self.shared.views.containers()
+    }
+
+    /// The container whose id is or starts with this.
+    pub fn container(&self, id_or_prefix: &str) -> Result<Arc<ContainerView>, Error> {
+        self.shared.views.container(id_or_prefix)
+    }
+
+    /// Takes no further request, lets every owner finish what it does, and returns. Containers and shims go on.
+    pub async fn shutdown(self) {
+        self.shared.closing.cancel();
+        self.shared.owners.close();
+        self.shared.owners.wait().await;
+    }
+
+    async fn of_container<T>(
+        &self,
+        id: &str,
+        request: impl FnOnce(Reply<T>) -> ContainerRequest,
+    ) -> Result<T, Error> {
+        let (id, inbox) = self.shared.container(id)?;
+        let asked = ask(&inbox, |reply| Request::Container(id.clone(), request(reply))).await;
+        self.shared.gone_is_missing("container", &id, asked)
+    }
+}
+
+/// An unknown id, as the idempotent verbs see it: nothing to do. An ambiguous one stays an error.
+fn found<T>(looked_up: Result<T, Error>) -> Result<Option<T>, Error> {
+    match looked_up {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the handles and the owners have in common.
+pub(crate) struct Shared {
+    pub(crate) views: Views,
+    /// Cancelled when the daemon shuts down: owners finish what runs and take nothing new.
+    pub(crate) closing: CancellationToken,
+    index: Mutex<Index>,
+    owners: TaskTracker,
+}
+
+#[derive(Default)]
+struct Index {
+    pods: BTreeMap<Id, Inbox>,
+    names: HashMap<String, Id>,
+    /// Which pod a container belongs to.
+    containers: BTreeMap<Id, Id>,
+}
+
+impl Shared {
+    /// The owner of the pod of this name, started now if there is none.
+    fn inbox_of_name(&self, name: &str) -> Result<Inbox, Error> {
+        self.check_open()?;
+        let mut index = self.index();
+        if let Some(inbox) = index.names.get(name).and_then(|id| index.pods.get(id)) {
+            return Ok(inbox.clone());
+        }
+        let id = Id::random().map_err(|source| Error::failed("make an id for the pod", source))?;
+        let (inbox, requests) = mpsc::channel(INBOX);
+        index.names.insert(name.to_owned(), id.clone());
+        index.pods.insert(id.clone(), inbox.clone());
+        drop(requests);
+        Ok(inbox)
+    }
+
+    fn pod(&self, prefix: &str) -> Result<(Id, Inbox), Error> {
+        self.check_open()?;
+        let index = self.index();
+        by_prefix(&index.pods, "pod sandbox", prefix).map(|(id, inbox)| (id.clone(), inbox.clone()))
+    }
+
+    fn container(&self, prefix: &str) -> Result<(Id, Inbox), Error> {
+        self.check_open()?;
+        let index = self.index();
+        let (id, pod) = by_prefix(&index.containers, "container", prefix)?;
+        let inbox = index.pods.get(pod).ok_or_else(|| Error::NotFound { kind: "container", id: prefix.to_owned() })?;
+        Ok((id.clone(), inbox.clone()))
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        match self.closing.is_cancelled() {
+            true => Err(Error::Unavailable("the daemon is shutting down".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// An owner that ended while it was asked has removed its pod, unless the daemon is shutting down.
+    fn gone_is_ok(&self, asked: Result<Result<(), Error>, Gone>) -> Result<(), Error> {
+        asked.unwrap_or_else(|Gone| self.check_open())
+    }
+
+    fn gone_is_missing<T>(&self, kind: &'static str, id: &Id, asked: Result<Result<T, Error>, Gone>) -> Result<T, Error> {
+        asked.unwrap_or_else(|Gone| {
+            self.check_open()?;
+            Err(Error::NotFound { kind, id: id.to_string() })
+        })
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // Each change of the index is one insert or remove after all that can fail, so a panic leaves it whole.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

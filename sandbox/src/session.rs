@@ -1,0 +1,40 @@
+//! A running exec or attach, as the streaming server drives it: bytes in, bytes out, the window's size, the end.
+//!
+//! Every part is a bounded channel to a task that the pod's owner keeps, so the server may drop any of them at any time:
+//! dropping `stdin` closes the process's input, dropping `output` discards the rest, dropping all of them ends the session.
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::Error;
+
+/// An exec's or attach's streams.
+#[derive(Debug)]
+pub struct Session {
+    /// `None` when no stdin was asked for.
+    pub stdin: Option<mpsc::Sender<Bytes>>,
+    /// Ends when both streams have ended.
+    pub output: mpsc::Receiver<Output>,
+    /// Width and height in characters. Ignored without a terminal.
+    pub resize: mpsc::Sender<(u16, u16)>,
+    pub exit: ExitStatus,
+}
+
+/// A piece of what the process wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    Stdout(Bytes),
+    Stderr(Bytes),
+}
+
+/// The exit code to come.
+#[derive(Debug)]
+pub struct ExitStatus(pub(crate) oneshot::Receiver<Result<i32, Error>>);
+
+impl ExitStatus {
+    /// Waits for the process of an exec, or the container's for attach, to end. For attach, an end of the streams
+    /// before the process's end is code 0.
+    pub async fn wait(self) -> Result<i32, Error> {
+        self.0.await.unwrap_or_else(|_| Err(Error::Unavailable("the stream was closed by the daemon".into())))
+    }
+}

@@ -1,0 +1,103 @@
+//! The published views: what List and Status read.
+//!
+//! Owners write, everybody reads, nobody waits: the lock guards two maps of `Arc`s for the time of a look-up or a copy of
+//! the pointers, and is never held across an await.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use crate::{
+    Error,
+    model::{ContainerView, Id, PodView},
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct Views {
+    pods: Shelf<PodView>,
+    containers: Shelf<ContainerView>,
+}
+
+impl Views {
+    pub(crate) fn publish_pod(&self, view: PodView) {
+        self.pods.put(view.id.clone(), view);
+    }
+
+    pub(crate) fn publish_container(&self, view: ContainerView) {
+        self.containers.put(view.id.clone(), view);
+    }
+
+    pub(crate) fn withdraw_pod(&self, id: &Id) {
+        self.pods.take(id);
+    }
+
+    pub(crate) fn withdraw_container(&self, id: &Id) {
+        self.containers.take(id);
+    }
+
+    pub(crate) fn pods(&self) -> Vec<Arc<PodView>> {
+        self.pods.all()
+    }
+
+    pub(crate) fn containers(&self) -> Vec<Arc<ContainerView>> {
+        self.containers.all()
+    }
+
+    pub(crate) fn pod(&self, prefix: &str) -> Result<Arc<PodView>, Error> {
+        self.pods.find("pod sandbox", prefix)
+    }
+
+    pub(crate) fn container(&self, prefix: &str) -> Result<Arc<ContainerView>, Error> {
+        self.containers.find("container", prefix)
+    }
+}
+
+#[derive(Debug)]
+struct Shelf<T>(RwLock<BTreeMap<Id, Arc<T>>>);
+
+impl<T> Default for Shelf<T> {
+    fn default() -> Shelf<T> {
+        Shelf(RwLock::default())
+    }
+}
+
+impl<T> Shelf<T> {
+    fn put(&self, id: Id, view: T) {
+        // A poisoned lock still guards whole values: an insert either happened or did not.
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(view));
+    }
+
+    fn take(&self, id: &Id) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    fn all(&self) -> Vec<Arc<T>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn find(&self, kind: &'static str, prefix: &str) -> Result<Arc<T>, Error> {
+        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        by_prefix(&map, kind, prefix).map(|(_, view)| Arc::clone(view))
+    }
+}
+
+/// The one entry whose id starts with `prefix`; a whole id is a prefix of itself only.
+pub(crate) fn by_prefix<'m, T>(
+    map: &'m BTreeMap<Id, T>,
+    kind: &'static str,
+    prefix: &str,
+) -> Result<(&'m Id, &'m T), Error> {
+    let missing = || Error::NotFound { kind, id: prefix.to_owned() };
+    if prefix.is_empty() {
+        return Err(missing());
+    }
+    let mut matches =
+        map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).take_while(|(id, _)| id.as_str().starts_with(prefix));
+    let first = matches.next().ok_or_else(missing)?;
+    match matches.next() {
+        None => Ok(first),
+        Some(_) => Err(Error::Invalid(format!("{kind} {prefix:?}: more than one id starts with this; give more of it"))),
+    }
+}
