@@ -8,6 +8,7 @@
 mod redact;
 
 /// CRI v1 (protobuf package `runtime.v1`), as of cri-api 0.36.
+#[expect(clippy::allow_attributes, reason = "tonic-prost-build writes `allow` into the services it generates")]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
@@ -26,6 +27,7 @@ pub mod containerd {
         }
     }
 
+    #[expect(clippy::allow_attributes, reason = "tonic-prost-build writes `allow` into the services it generates")]
     pub mod services {
         pub mod version {
             pub mod v1 {
