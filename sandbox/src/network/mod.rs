@@ -1,0 +1,53 @@
+//! The pod's network: the seam that operations use, and its one real implementation, CNI plugins.
+//!
+//! A pod's attachments are a function of its id: whoever has the id and the netns path can detach, also after a crash.
+
+use std::path::PathBuf;
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    error::Error,
+    model::{Dns, Id, PodName, PodNetwork, PortMapping, StringMap},
+};
+
+mod args;
+mod cache;
+mod cni;
+mod config;
+mod exec;
+mod loopback;
+mod result;
+
+pub use cni::{Cni, CniConfig, IpPreference};
+
+/// One pod, as its network needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    pub id: Id,
+    /// The pinned namespace. For detach it may be gone (`None`, or a path where nothing is any more).
+    pub netns: Option<PathBuf>,
+    pub name: PodName,
+    pub port_mappings: Vec<PortMapping>,
+    pub dns: Option<Dns>,
+    /// Carry the bandwidth limits, and reach plugins that ask for annotations.
+    pub annotations: StringMap,
+    /// Empty if the pod has none.
+    pub cgroup_parent: String,
+}
+
+/// What operations ask of the network. Both verbs are idempotent in effect: detach of what is not attached succeeds, and
+/// an attach that fails has detached what it had attached.
+pub trait Network: Send + Sync {
+    /// Whether pods can be attached now; the error's text is what CRI's Status shows.
+    fn ready(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Gives the namespace its interfaces.
+    fn attach(&self, pod: Attachment) -> BoxFuture<'_, Result<PodNetwork, Error>>;
+
+    /// Takes everything back, also with a netns that is gone.
+    fn detach(&self, pod: Attachment) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Pods that plugins may still hold something for: a detach is owed to each that no longer exists.
+    fn cached(&self) -> BoxFuture<'_, Result<Vec<Id>, Error>>;
+}

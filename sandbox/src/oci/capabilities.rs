@@ -1,0 +1,173 @@
+//! Which capabilities a process gets: the default set, CRI's additions and removals, `ALL`, and privileged.
+
+use std::collections::HashSet;
+
+use oci_spec::runtime::{Capability, LinuxCapabilities};
+
+use crate::{error::Error, model::Capabilities};
+
+/// Every capability by its number in linux/capability.h.
+pub const KERNEL_ORDER: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
+
+/// What a container has that asked for nothing.
+const DEFAULT: [Capability; 14] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fsetid,
+    Capability::Fowner,
+    Capability::Mknod,
+    Capability::NetRaw,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setfcap,
+    Capability::Setpcap,
+    Capability::NetBindService,
+    Capability::SysChroot,
+    Capability::Kill,
+    Capability::AuditWrite,
+];
+
+/// The default set.
+pub fn default_set() -> HashSet<Capability> {
+    DEFAULT.into_iter().collect()
+}
+
+/// The default set as `request` changes it: `ALL` first (add, then drop), then single additions, then single removals,
+/// so that adding one and dropping `ALL` leaves that one.
+pub fn effective(request: &Capabilities, bounding: &[Capability]) -> Result<HashSet<Capability>, Error> {
+    let (all_added, added) = parse_list(&request.add)?;
+    let (all_dropped, dropped) = parse_list(&request.drop)?;
+    // Checked, though not granted: containerd clears the ambient set as well, and clients know it so.
+    parse_list(&request.add_ambient)?;
+    let mut set = default_set();
+    if all_added {
+        set = bounding.iter().copied().collect();
+    }
+    if all_dropped {
+        set.clear();
+    }
+    set.extend(added);
+    for capability in dropped {
+        set.remove(&capability);
+    }
+    Ok(set)
+}
+
+/// The set in the form the runtime wants: bounding, permitted and effective; inheritable and ambient stay empty, or a
+/// program without file capabilities would keep them.
+pub fn to_linux(set: &HashSet<Capability>) -> LinuxCapabilities {
+    let mut linux = LinuxCapabilities::default();
+    linux
+        .set_bounding(Some(set.clone()))
+        .set_permitted(Some(set.clone()))
+        .set_effective(Some(set.clone()))
+        .set_inheritable(None)
+        .set_ambient(None);
+    linux
+}
+
+/// Whether `ALL` is among the names, and the others.
+fn parse_list(names: &[String]) -> Result<(bool, Vec<Capability>), Error> {
+    let all = names.iter().any(|name| is_all(name));
+    let single = names.iter().filter(|name| !is_all(name)).map(|name| parse(name)).collect::<Result<_, _>>()?;
+    Ok((all, single))
+}
+
+fn is_all(name: &str) -> bool {
+    name.eq_ignore_ascii_case("ALL")
+}
+
+fn parse(name: &str) -> Result<Capability, Error> {
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    KERNEL_ORDER
+        .into_iter()
+        .find(|capability| capability.to_string() == short)
+        .ok_or_else(|| Error::Invalid(format!("unknown capability {name:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(add: &[&str], drop: &[&str]) -> String {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let request = Capabilities { add: list(add), drop: list(drop), add_ambient: Vec::new() };
+        let bounding = [Capability::Chown, Capability::NetAdmin, Capability::SysAdmin];
+        match effective(&request, &bounding) {
+            Ok(set) => {
+                let mut names: Vec<String> = set.iter().map(ToString::to_string).collect();
+                names.sort();
+                names.join(" ")
+            }
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_algebra_of_adding_and_dropping() {
+        let table = [
+            (&["NET_ADMIN"][..], &["ALL"][..]),
+            (&["ALL"], &[]),
+            (&["ALL"], &["CAP_NET_ADMIN"]),
+            (&["ALL"], &["ALL"]),
+            (&["all", "Cap_Sys_Time"], &[]),
+            (&["SYS_TIME"], &["sys_time", "ALL"]),
+            (&[], &["ALL"]),
+            (&["FLY"], &[]),
+            (&[], &["MKNOD", "NET_RAW", "KILL"]),
+        ];
+        let lines: Vec<String> =
+            table.iter().map(|(add, drop)| format!("+{add:?} -{drop:?} = {}", names(add, drop))).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r#""#);
+    }
+
+    #[test]
+    fn inheritable_and_ambient_are_empty() {
+        let linux = to_linux(&default_set());
+        assert_eq!((linux.inheritable(), linux.ambient()), (&None, &None));
+        assert_eq!(linux.bounding().as_ref().unwrap().len(), 14);
+    }
+}

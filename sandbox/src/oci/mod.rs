@@ -1,0 +1,121 @@
+//! The OCI runtime spec of a pod's pause container and of a container, as pure functions of their inputs.
+//!
+//! What needs the file system is asked for before, by functions that say so: [`user::read_files`],
+//! [`mounts::resolve_sources`], [`devices::resolve`], [`seccomp::read_profile`], [`crate::host::Host::read`].
+//! What CRI asks and we cannot do is refused by name ([`Error::Unsupported`]), never left out.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxSeccomp, Spec};
+
+use crate::{
+    error::Error,
+    host::Host,
+    model::{ContainerSpec, ContainerUser, Id, Image, PodSpec},
+};
+
+pub mod annotations;
+pub mod args;
+pub mod capabilities;
+pub mod cgroup;
+mod container;
+pub mod devices;
+pub mod env;
+pub mod mounts;
+mod namespaces;
+mod pod;
+pub mod resources;
+pub mod seccomp;
+mod seccomp_default;
+pub mod user;
+
+#[cfg(test)]
+mod tests;
+
+/// The spec version of runc 1.1, enough for all that is written here except recursive read-only mounts.
+pub const OCI_VERSION: &str = "1.0.2";
+
+/// How the configuration's runtime handler wants its containers made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HandlerOptions {
+    /// `SystemdCgroup` of the runtime's options.
+    pub systemd_cgroup: bool,
+    /// `privileged_without_host_devices`
+    pub privileged_without_host_devices: bool,
+    /// `privileged_without_host_devices_all_devices_allowed`
+    pub privileged_without_host_devices_all_devices_allowed: bool,
+    /// The runtime lists `rro` among its mount options, so `recursive_read_only` can be kept.
+    pub recursive_readonly_mounts: bool,
+    /// `cgroup_writable`: the cgroup file system of unprivileged containers is writable.
+    pub cgroup_writable: bool,
+    /// `pod_annotations`: globs of pod annotations that are passed on to the runtime.
+    pub pod_annotations: Vec<String>,
+    /// `container_annotations`: the same of containers.
+    pub container_annotations: Vec<String>,
+}
+
+/// The files of a pod that its containers see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxFiles {
+    pub hostname: PathBuf,
+    pub hosts: PathBuf,
+    pub resolv_conf: PathBuf,
+    /// The pod's own shared memory; the host's with IPC mode NODE.
+    pub shm: PathBuf,
+}
+
+/// All that a pause container's spec depends on.
+#[derive(Clone, Debug)]
+pub struct PodInput<'a> {
+    pub id: &'a Id,
+    pub pod: &'a PodSpec,
+    pub image: &'a Image,
+    /// Who the pause process runs as ([`user::resolve`]).
+    pub user: &'a ContainerUser,
+    /// The pinned network namespace; `None` with the host's network.
+    pub netns: Option<&'a Path>,
+    pub files: &'a SandboxFiles,
+    pub host: &'a Host,
+    pub handler: &'a HandlerOptions,
+    pub oci_version: &'a str,
+    /// The Localhost profile, read by [`seccomp::read_profile`].
+    pub seccomp: Option<&'a LinuxSeccomp>,
+}
+
+/// All that a container's spec depends on.
+#[derive(Clone, Debug)]
+pub struct ContainerInput<'a> {
+    pub id: &'a Id,
+    pub container: &'a ContainerSpec,
+    pub image: &'a Image,
+    pub sandbox_id: &'a Id,
+    pub pod: &'a PodSpec,
+    /// The pause process, whose namespaces are joined.
+    pub sandbox_pid: i32,
+    /// The pinned network namespace; `None` with the host's network.
+    pub netns: Option<&'a Path>,
+    /// The process of the container that `NamespaceMode::Target` names, found by the caller, who has checked that it runs.
+    pub target_pid: Option<i32>,
+    pub files: &'a SandboxFiles,
+    /// Who the process runs as ([`user::resolve`]).
+    pub user: &'a ContainerUser,
+    /// The container's mounts in their order ([`mounts::resolve_sources`]).
+    pub mounts: &'a [mounts::ResolvedMount],
+    /// The container's devices ([`devices::resolve`]).
+    pub devices: &'a [devices::ResolvedDevice],
+    pub host: &'a Host,
+    pub handler: &'a HandlerOptions,
+    pub oci_version: &'a str,
+    /// The Localhost profile, read by [`seccomp::read_profile`].
+    pub seccomp: Option<&'a LinuxSeccomp>,
+}
+
+/// The spec of a pod's pause container.
+pub fn pod(input: &PodInput<'_>) -> Result<Spec, Error> {
+    pod::spec(input)
+}
+
+/// The spec of a container.
+pub fn container(input: &ContainerInput<'_>) -> Result<Spec, Error> {
+    container::spec(input)
+}

@@ -1,0 +1,99 @@
+//! The spec of a pause container.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::{Linux, Process, Root, Spec, User, get_default_maskedpaths, get_default_readonly_paths};
+
+use super::{PodInput, annotations, args, capabilities, cgroup, devices, env, mounts, namespaces, resources, seccomp};
+use crate::error::Error;
+
+/// The kernel kills the pause process last: with it the whole pod would go.
+const OOM_SCORE_ADJ: i64 = -998;
+
+pub(super) fn spec(input: &PodInput<'_>) -> Result<Spec, Error> {
+    let pod = input.pod;
+    let own_uts = !namespaces::host_network(&pod.namespaces);
+    let mut root = Root::default();
+    root.set_path("rootfs".into()).set_readonly(Some(true));
+    let cgroup_mount = None;
+    let defaults = mounts::defaults(mounts::Defaults { sys_writable: pod.privileged, cgroup: cgroup_mount });
+    let mut spec = Spec::default();
+    spec.set_version(input.oci_version.to_owned())
+        .set_root(Some(root))
+        // Without a UTS namespace of its own the runtime would rename the host.
+        .set_hostname((own_uts && !pod.hostname.is_empty()).then(|| pod.hostname.clone()))
+        .set_process(Some(process(input)?))
+        .set_mounts(Some(mounts::merge(defaults, mounts::pause_files(input.files), &[])))
+        .set_annotations(Some(annotations::of_pod(input.id, pod, input.image, input.handler)))
+        .set_linux(Some(linux(input)?));
+    Ok(spec)
+}
+
+fn process(input: &PodInput<'_>) -> Result<Process, Error> {
+    let image = input.image.config.config().as_ref();
+    let args = args::resolve(&[], &[], image).map_err(|_| {
+        Error::Invalid(format!("pause image {:?} has neither entrypoint nor cmd", input.image.requested))
+    })?;
+    let image_env = image.and_then(|image| image.env().clone()).unwrap_or_default();
+    let cwd = image.and_then(|image| image.working_dir().clone()).filter(|cwd| !cwd.is_empty());
+    let (oom_score_adj, _) = resources::clamp_oom_score_adj(OOM_SCORE_ADJ, input.host);
+    let mut process = Process::default();
+    process
+        .set_terminal(None)
+        .set_user(user(input.user))
+        .set_args(Some(args))
+        .set_env(Some(env::resolve(false, "", &image_env, &[])))
+        .set_cwd(cwd.unwrap_or_else(|| "/".into()).into())
+        .set_capabilities(Some(capabilities::to_linux(&capabilities::default_set())))
+        .set_rlimits(None)
+        .set_no_new_privileges(Some(true))
+        .set_oom_score_adj(Some(oom_score_adj));
+    Ok(process)
+}
+
+pub(super) fn user(found: &crate::model::ContainerUser) -> User {
+    let mut user = User::default();
+    user.set_uid(found.uid).set_gid(found.gid).set_additional_gids(Some(found.supplemental_groups.clone()));
+    user
+}
+
+fn linux(input: &PodInput<'_>) -> Result<Linux, Error> {
+    let pod = input.pod;
+    seccomp::refuse_modules(pod.privileged, &pod.apparmor, pod.selinux.as_ref(), input.host)?;
+    let filter = seccomp::filter(
+        &pod.seccomp,
+        &seccomp::Process {
+            privileged: pod.privileged,
+            capabilities: &capabilities::default_set(),
+            host: input.host,
+            localhost: input.seccomp,
+        },
+    )?;
+    let mut limits = resources::of_pod();
+    limits.set_devices(Some(devices::all_denied()));
+    let mut linux = Linux::default();
+    linux
+        .set_namespaces(Some(namespaces::of_pod(&pod.namespaces, input.netns)?))
+        .set_sysctl(Some(sysctls(input)?))
+        .set_cgroups_path(Some(cgroup::path(&pod.cgroup_parent, input.id, input.handler.systemd_cgroup)?))
+        .set_resources(Some(limits))
+        .set_masked_paths(Some(get_default_maskedpaths()))
+        .set_readonly_paths(Some(get_default_readonly_paths()))
+        .set_seccomp(filter);
+    Ok(linux)
+}
+
+/// The pod's, and the two that let unprivileged processes use low ports and ping in a network of their own.
+fn sysctls(input: &PodInput<'_>) -> Result<HashMap<String, String>, Error> {
+    let mut found: HashMap<String, String> =
+        input.pod.sysctls.iter().map(|(name, value)| (name.replace('/', "."), value.clone())).collect();
+    if namespaces::host_network(&input.pod.namespaces) {
+        if let Some(name) = found.keys().find(|name| name.starts_with("net.")) {
+            return Err(Error::Invalid(format!("sysctl {name:?} would change the host's network")));
+        }
+        return Ok(found);
+    }
+    found.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
+    found.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| "0 2147483647".into());
+    Ok(found)
+}
