@@ -1,1 +1,58 @@
-//! placeholder
+//! Snapshots: the stacked file trees that containers run on.
+//!
+//! This crate owns the trait [`Snapshotter`], its two implementations, their rows in the store, and applying a layer to a
+//! directory. It never mounts: it says which mounts make a snapshot visible, and the shim, or a client, makes them.
+//! Everything here blocks and is called on blocking threads.
+//!
+//! ```text
+//! Snapshotter ─► Overlayfs ─┐                       ┌► rows.rs     what exists, by namespace and key
+//!             └► Native   ──┴─► snapshots.rs ───────┴► <root>/snapshots/<id>/   what it holds
+//! ```
+//!
+//! A snapshot is *active* (written to), a *view* (read only) or *committed* (a layer: never changes, has children).
+//! Invariants: a row says what is there before its directory is made and is gone before its directory goes; a committed
+//! snapshot not known to be on disk does not outlive the boot it was written in.
+
+mod copy;
+mod error;
+mod info;
+mod mount;
+mod native;
+mod overlayfs;
+mod rows;
+mod snapshots;
+mod usage;
+
+pub use error::Error;
+pub use info::{Info, Kind, Labels, Usage};
+pub use mount::{LayerDirs, Mount, layer_dirs};
+pub use native::Native;
+pub use overlayfs::{Overlayfs, OverlayfsOptions};
+pub use rows::SCHEMA;
+pub use snapshots::Swept;
+use store::Namespace;
+
+/// One way to keep stacked file trees.
+pub trait Snapshotter: Send + Sync {
+    fn stat(&self, ns: &Namespace, key: &str) -> Result<Info, Error>;
+
+    /// All snapshots of the namespace, by key.
+    fn list(&self, ns: &Namespace) -> Result<Vec<Info>, Error>;
+
+    /// Makes an active snapshot, a writable layer on top of `parent`, and says how to mount it.
+    fn prepare(&self, ns: &Namespace, key: &str, parent: Option<&str>, labels: &Labels) -> Result<Vec<Mount>, Error>;
+
+    /// Makes a read-only look at `parent`.
+    fn view(&self, ns: &Namespace, key: &str, parent: Option<&str>, labels: &Labels) -> Result<Vec<Mount>, Error>;
+
+    /// How to mount an active snapshot or a view.
+    fn mounts(&self, ns: &Namespace, key: &str) -> Result<Vec<Mount>, Error>;
+
+    /// Turns the active snapshot `key` into the committed snapshot `name`, which gets `labels` and no others.
+    fn commit(&self, ns: &Namespace, name: &str, key: &str, labels: &Labels) -> Result<(), Error>;
+
+    fn remove(&self, ns: &Namespace, key: &str) -> Result<(), Error>;
+
+    /// What the snapshot holds itself, without its parents where it shares them.
+    fn usage(&self, ns: &Namespace, key: &str) -> Result<Usage, Error>;
+}
