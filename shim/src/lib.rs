@@ -2,5 +2,9 @@
 //!
 //! The daemon uses `launch` and `client`; the shim binary uses `ttrpc::serve`. Both share the messages in `proto`.
 
+pub mod address;
+pub mod bootstrap;
+pub mod client;
+pub mod launch;
 pub mod proto;
 pub mod ttrpc;

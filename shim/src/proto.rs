@@ -2,7 +2,7 @@
 //!
 //! Version 2 and 3 of the task service share one set of messages.
 
-use prost::{Message, Name};
+use prost::Name;
 use prost_types::Any;
 
 pub use prost_types::{Any as AnyMessage, Timestamp};

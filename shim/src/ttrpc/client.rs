@@ -81,7 +81,7 @@ impl Client {
             let shared = shared.clone();
             async move {
                 // Why it cannot be written to does not matter to callers: the connection is lost.
-                let _ = frame::write_all(queue, sink).await;
+                let _ = frame::write_all(queue, sink, shared.closed.clone()).await;
                 shared.lose();
             }
         });

@@ -11,6 +11,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
 };
+use tokio_util::sync::CancellationToken;
 
 /// The largest payload that either side may send.
 pub const MAX_PAYLOAD: usize = 4 << 20;
@@ -146,10 +147,25 @@ async fn skip(source: &mut (impl AsyncRead + Unpin), length: usize) -> io::Resul
     Ok(())
 }
 
-/// Writes queued frames until every sender is gone or the peer is. One write a frame, header included.
-pub(super) async fn write_all(mut queue: mpsc::Receiver<Frame>, mut sink: impl AsyncWrite + Unpin) -> io::Result<()> {
+/// Writes queued frames until every sender is gone, the peer is, or `closing`; what is queued by then is still written.
+/// One write a frame, header included.
+pub(super) async fn write_all(
+    mut queue: mpsc::Receiver<Frame>,
+    mut sink: impl AsyncWrite + Unpin,
+    closing: CancellationToken,
+) -> io::Result<()> {
     let mut buffer = Vec::new();
-    while let Some(frame) = queue.recv().await {
+    loop {
+        let next = tokio::select! {
+            biased;
+            // Once the queue is closed this arm is disabled, and `recv` gives the rest and then `None`.
+            () = closing.cancelled(), if !queue.is_closed() => {
+                queue.close();
+                continue;
+            }
+            next = queue.recv() => next,
+        };
+        let Some(frame) = next else { return sink.shutdown().await };
         buffer.clear();
         frame.encode(&mut buffer);
         sink.write_all(&buffer).await?;
@@ -157,7 +173,6 @@ pub(super) async fn write_all(mut queue: mpsc::Receiver<Frame>, mut sink: impl A
             buffer = Vec::new();
         }
     }
-    sink.shutdown().await
 }
 
 #[cfg(test)]

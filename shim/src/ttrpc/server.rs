@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     io,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -89,12 +90,8 @@ pub async fn serve_connection(socket: UnixStream, handler: Arc<dyn Handler>, shu
         last_id: 0,
     };
     let calls = connection.calls.clone();
-    let writing = async {
-        let written = frame::write_all(queue, sink).await;
-        // A peer that cannot be written to is gone, even if its side still sends.
-        gone.cancel();
-        written
-    };
+    let closing = CancellationToken::new();
+    let writing = frame::write_all(queue, sink, closing.clone());
     let reading = async {
         let read = gone.run_until_cancelled(shutdown.run_until_cancelled(connection.read(source))).await;
         calls.close();
@@ -104,9 +101,20 @@ pub async fn serve_connection(socket: UnixStream, handler: Arc<dyn Handler>, shu
         }
         gone.cancel();
         calls.wait().await;
+        closing.cancel();
     };
-    // A failed write or read is the peer's leaving. There is nobody to tell, and its calls were dropped.
-    let _ = tokio::join!(reading, writing);
+    let (mut reading, mut writing) = (pin!(reading), pin!(writing));
+    // A failed write or read is the peer's leaving. There is nobody to tell, and its calls are dropped.
+    tokio::select! {
+        _ = &mut writing => {
+            gone.cancel();
+            reading.await;
+        }
+        () = &mut reading => {
+            // Answers that the peer does not read in time are lost with the connection.
+            let _ = tokio::time::timeout(GRACE, writing).await;
+        }
+    }
 }
 
 struct Connection {
