@@ -2,5 +2,6 @@
 
 pub mod auth;
 pub mod digest;
+pub mod hosts;
 pub mod reference;
 pub mod registry;

@@ -7,6 +7,7 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
 
 /// One set of credentials. `Debug` tells which fields are set and no more.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -91,6 +92,18 @@ impl Credentials {
         let password = password.trim_end_matches('\0');
         Ok(Some(Secret::Password { username: username.to_owned(), password: password.to_owned() }))
     }
+}
+
+/// The `Authorization` value of the basic scheme. A refresh token goes without a user name.
+pub(crate) fn basic_header(secret: &Secret) -> HeaderValue {
+    let text = match secret {
+        Secret::Password { username, password } => format!("{username}:{password}"),
+        Secret::RefreshToken(token) => format!(":{token}"),
+    };
+    let mut header =
+        HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(text))).expect("base64 is visible ASCII");
+    header.set_sensitive(true);
+    header
 }
 
 /// Docker Hub is `docker.io` in image names, `registry-1.docker.io` on the wire and `index.docker.io` in old logins.

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::digest::Digest;
+use crate::reference::Reference;
 
 /// A registry operation failed. Each message is one line that names the image and every host tried.
 #[derive(Debug, thiserror::Error)]
@@ -53,13 +54,47 @@ pub enum Outcome {
     #[error("404 not found")]
     NotFound,
     #[error("{message}")]
-    Denied { message: String },
+    Denied { status: u16, message: String },
     #[error("unexpected status {status}{}", detail(message))]
     Status { status: u16, message: String },
     #[error("sent content that is not {expected}: {found}")]
     WrongContent { expected: Digest, found: String },
     #[error("{0}")]
     Unacceptable(String),
+}
+
+impl Error {
+    /// The error that the outcomes of all hosts add up to. The most telling outcome decides:
+    /// content that must not be used, a refusal, another status, not found, no connection.
+    pub(crate) fn from_tried(reference: &Reference, tried: Tried) -> Error {
+        let reference = reference.to_string();
+        let worst = tried.0.iter().max_by_key(|attempt| attempt.outcome.weight()).map(|attempt| &attempt.outcome);
+        match worst {
+            None | Some(Outcome::NotFound) => Error::NotFound { reference, tried },
+            Some(Outcome::Transport(_)) => Error::Unavailable { reference, tried },
+            Some(Outcome::Denied { message, .. }) => {
+                Error::Unauthorized { reference, message: message.clone(), tried }
+            }
+            Some(Outcome::Status { status, .. }) if *status >= 500 || matches!(status, 408 | 429) => {
+                Error::Unavailable { reference, tried }
+            }
+            Some(Outcome::Status { .. } | Outcome::WrongContent { .. } | Outcome::Unacceptable(_)) => {
+                Error::Invalid { reference, what: tried.to_string() }
+            }
+        }
+    }
+}
+
+impl Outcome {
+    fn weight(&self) -> u8 {
+        match self {
+            Outcome::Transport(_) => 1,
+            Outcome::NotFound => 2,
+            Outcome::Status { .. } => 3,
+            Outcome::Denied { .. } => 4,
+            Outcome::WrongContent { .. } | Outcome::Unacceptable(_) => 5,
+        }
+    }
 }
 
 impl fmt::Display for Tried {

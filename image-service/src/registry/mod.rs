@@ -2,25 +2,39 @@
 //!
 //! ```text
 //! Registry::resolve ── hosts.toml read afresh ──► Session { endpoints in order } ──► manifest, blob
+//!                                                   endpoint.rs: namespace, auth, redirects, retries
+//!                                                   clients.rs: connections, shared by all pulls
 //! ```
 //!
 //! A [`Session`] belongs to one pull: its tokens and its knowledge of dead hosts end with it.
+//! The process must have installed a rustls crypto provider before the first request.
 
+mod blob;
+mod clients;
 mod descriptor;
+mod endpoint;
 mod error;
+mod resolve;
+mod session;
+pub(crate) mod transport;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub use crate::auth::Credentials;
+pub use blob::BlobStream;
+pub use clients::Clients;
 pub use descriptor::{Descriptor, Platform, media_type};
 pub use error::{Attempt, Error, Outcome, Tried};
+pub use session::Session;
 
+use crate::auth::{Secret, canonical_host};
+use crate::hosts::{self, Host};
 use crate::reference::Reference;
+use endpoint::Endpoint;
 
 /// Where registries are configured and what is sent to them.
 #[derive(Debug, Clone)]
@@ -29,7 +43,7 @@ pub struct RegistryConfig {
     pub config_path: Vec<PathBuf>,
     /// Credentials by registry host, used where a pull brings none.
     pub auths: BTreeMap<String, Credentials>,
-    /// Headers sent with every request to every registry.
+    /// Headers sent with every request to every registry host.
     pub headers: BTreeMap<String, Vec<String>>,
 }
 
@@ -50,14 +64,12 @@ impl RegistryConfig {
     }
 }
 
-/// Connections to registries, shared by all pulls.
-#[derive(Default)]
-pub struct Clients {}
-
-pub struct Registry {}
-
-#[derive(Debug, Clone)]
-pub struct Session {}
+/// The registries of this node. Cheap to build; holds no connection and no token.
+#[derive(Clone)]
+pub struct Registry {
+    config: Arc<RegistryConfig>,
+    clients: Arc<Clients>,
+}
 
 /// What a reference stands for, and the way to its content.
 #[derive(Debug, Clone)]
@@ -66,29 +78,80 @@ pub struct Resolved {
     pub session: Session,
 }
 
-/// The bytes of one blob.
-pub type BlobStream = BoxStream<'static, Result<Bytes, Error>>;
-
 impl Registry {
-    pub fn new(_config: RegistryConfig, _clients: Arc<Clients>) -> Registry {
-        Registry {}
+    pub fn new(config: RegistryConfig, clients: Arc<Clients>) -> Registry {
+        Registry { config: Arc::new(config), clients }
     }
 
+    /// Finds the content of `reference`. `credentials` are those of the request; without them the configuration's
+    /// are used. Only what is in `hosts.toml` at this moment counts.
     pub async fn resolve(
         &self,
         reference: &Reference,
-        _credentials: Option<&Credentials>,
+        credentials: Option<&Credentials>,
     ) -> Result<Resolved, Error> {
-        Err(Error::Invalid { reference: reference.to_string(), what: "not built yet".into() })
+        let hosts = self.hosts(reference).await?;
+        let headers = self.headers(reference)?;
+        let mut endpoints = Vec::with_capacity(hosts.len());
+        for host in hosts {
+            let secret = self.secret(reference, &host.authority, credentials)?;
+            let clients = Arc::clone(&self.clients);
+            endpoints.push(Endpoint::new(host, clients, reference.domain(), reference.path(), &headers, secret));
+        }
+        let found = resolve::resolve(reference, &endpoints).await?;
+        let known = found.manifest.map(|body| (found.descriptor.digest.clone(), body));
+        let session = Session::new(reference.clone(), endpoints, Arc::clone(&self.clients), known);
+        Ok(Resolved { descriptor: found.descriptor, session })
     }
-}
 
-impl Session {
-    pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, Error> {
-        Err(Error::Invalid { reference: descriptor.digest.to_string(), what: "not built yet".into() })
+    async fn hosts(&self, reference: &Reference) -> Result<Vec<Host>, Error> {
+        let config = Arc::clone(&self.config);
+        let domain = reference.domain().to_owned();
+        let looked_up = tokio::task::spawn_blocking(move || hosts::lookup(&config.config_path, &domain)).await;
+        let what = || format!("{reference}: cannot tell which hosts serve {}", reference.domain());
+        match looked_up {
+            Ok(Ok(hosts)) => Ok(hosts),
+            Ok(Err(error)) => Err(Error::Failed { what: what(), source: error.into() }),
+            Err(error) => Err(Error::Failed { what: what(), source: error.into() }),
+        }
     }
 
-    pub async fn blob(&self, descriptor: &Descriptor, _offset: u64) -> Result<BlobStream, Error> {
-        Err(Error::Invalid { reference: descriptor.digest.to_string(), what: "not built yet".into() })
+    /// The credentials for one host: the request's if they are for it, else the configuration's.
+    fn secret(
+        &self,
+        reference: &Reference,
+        host: &str,
+        credentials: Option<&Credentials>,
+    ) -> Result<Option<Secret>, Error> {
+        let failed = |error: crate::auth::CredentialsError| Error::Failed {
+            what: format!("{reference}: cannot use the credentials"),
+            source: error.into(),
+        };
+        let given = credentials.filter(|credentials| credentials.are_for(host));
+        if let Some(secret) = given.map(|given| given.secret(host)).transpose().map_err(failed)?.flatten() {
+            return Ok(Some(secret));
+        }
+        let named = |(name, _): &(&String, &Credentials)| canonical_host(name) == canonical_host(host);
+        match self.config.auths.iter().find(named) {
+            Some((_, configured)) => configured.secret(host).map_err(failed),
+            None => Ok(None),
+        }
+    }
+
+    fn headers(&self, reference: &Reference) -> Result<HeaderMap, Error> {
+        let mut headers = HeaderMap::new();
+        for (name, values) in &self.config.headers {
+            let invalid = || Error::Invalid {
+                reference: reference.to_string(),
+                what: format!("the configured registry header {name:?} is not valid"),
+            };
+            let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid())?;
+            for value in values {
+                let mut value = HeaderValue::from_str(value).map_err(|_| invalid())?;
+                value.set_sensitive(true);
+                headers.append(header.clone(), value);
+            }
+        }
+        Ok(headers)
     }
 }

@@ -1,0 +1,179 @@
+//! HTTP connections to registries, shared by all pulls: one client for each host and set of TLS files.
+//!
+//! Certificates are read when a pull first needs a host; if their content changed, the client is replaced.
+//! Redirects are never followed here, as whoever follows them must decide what goes along.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+
+use crate::digest::Digest;
+use crate::hosts::{ClientCertificate, Host, Scheme, Tls, is_loopback};
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Covers the time to the response's first byte and each pause inside a body.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Image names are chosen by users, so the number of hosts has no bound of its own.
+const MAX_CLIENTS: usize = 64;
+const USER_AGENT: &str = concat!("containerd/2.2 windlass/", env!("CARGO_PKG_VERSION"));
+
+/// The connections of this process to registries.
+#[derive(Default)]
+pub struct Clients {
+    /// Guards a map that is only read and replaced; clients are built outside the lock.
+    kept: Mutex<HashMap<Key, Kept>>,
+}
+
+/// Why no client can be made for a host.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error("cannot read {}", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} holds no usable certificate", path.display())]
+    Certificate { path: PathBuf },
+    #[error("{} and its key are not a usable client certificate", path.display())]
+    Identity { path: PathBuf },
+    #[error("cannot set up connections")]
+    Build(#[from] reqwest::Error),
+    #[error("the task that sets up connections ended early")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    authority: String,
+    scheme: Scheme,
+    dial_timeout: Duration,
+    skip_verify: bool,
+}
+
+struct Kept {
+    material: Digest,
+    client: reqwest::Client,
+}
+
+/// The content of a host's TLS files.
+#[derive(Default)]
+struct Material {
+    ca: Vec<(PathBuf, Vec<u8>)>,
+    identity: Option<(PathBuf, Vec<u8>)>,
+}
+
+impl Clients {
+    pub fn new() -> Clients {
+        Clients::default()
+    }
+
+    /// The client for URLs of `scheme` that are reached by way of `host`.
+    pub(crate) async fn get(self: &Arc<Self>, host: &Host, scheme: Scheme) -> Result<reqwest::Client, ClientError> {
+        let clients = Arc::clone(self);
+        let key = Key {
+            authority: host.authority.clone(),
+            scheme,
+            dial_timeout: host.dial_timeout.unwrap_or(DIAL_TIMEOUT),
+            skip_verify: host.tls.skip_verify.unwrap_or(false),
+        };
+        // Plain connections need no certificates, so a host without any, not even the system's, can still be a mirror.
+        let tls = match scheme {
+            Scheme::Http => Tls::default(),
+            Scheme::Https => host.tls.clone(),
+        };
+        // Reads certificates, the system's included, which is many files on some distributions.
+        tokio::task::spawn_blocking(move || clients.get_blocking(key, &tls)).await?
+    }
+
+    fn get_blocking(&self, key: Key, tls: &Tls) -> Result<reqwest::Client, ClientError> {
+        let material = Material::read(tls)?;
+        let digest = material.digest();
+        if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
+            && kept.material == digest
+        {
+            return Ok(kept.client.clone());
+        }
+        let client = build(&key, &material)?;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_CLIENTS {
+            kept.clear();
+        }
+        kept.insert(key, Kept { material: digest, client: client.clone() });
+        Ok(client)
+    }
+}
+
+fn build(key: &Key, material: &Material) -> Result<reqwest::Client, ClientError> {
+    let mut builder = reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(Policy::none())
+        .referer(false)
+        .connect_timeout(key.dial_timeout)
+        .read_timeout(READ_TIMEOUT)
+        .tcp_keepalive(Duration::from_secs(30))
+        .http2_adaptive_window(true);
+    if is_loopback(&key.authority) {
+        builder = builder.no_proxy();
+    }
+    if key.scheme == Scheme::Http {
+        return Ok(builder.tls_certs_only([]).build()?);
+    }
+    if key.skip_verify {
+        tracing::warn!(host = key.authority, "certificates of this registry host are not verified");
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    }
+    let mut certificates = Vec::new();
+    for (path, pem) in &material.ca {
+        let bundle = reqwest::Certificate::from_pem_bundle(pem).unwrap_or_default();
+        if bundle.is_empty() {
+            return Err(ClientError::Certificate { path: path.clone() });
+        }
+        certificates.extend(bundle);
+    }
+    if !certificates.is_empty() {
+        builder = builder.tls_certs_merge(certificates);
+    }
+    if let Some((path, pem)) = &material.identity {
+        let identity = reqwest::Identity::from_pem(pem).map_err(|_| ClientError::Identity { path: path.clone() })?;
+        builder = builder.identity(identity);
+    }
+    Ok(builder.build()?)
+}
+
+impl Material {
+    fn read(tls: &Tls) -> Result<Material, ClientError> {
+        let mut material = Material::default();
+        for path in &tls.ca {
+            material.ca.push((path.clone(), read(path)?));
+        }
+        // A connection can offer one certificate; the first is the one that Docker's and our own files put first.
+        if let Some(ClientCertificate { certificate, key }) = tls.client.first() {
+            let mut pem = read(certificate)?;
+            if let Some(key) = key {
+                pem.push(b'\n');
+                pem.extend(read(key)?);
+            }
+            material.identity = Some((certificate.clone(), pem));
+        }
+        Ok(material)
+    }
+
+    fn digest(&self) -> Digest {
+        let mut digester = crate::digest::Digester::new(crate::digest::Algorithm::Sha256);
+        for (path, pem) in self.ca.iter().chain(&self.identity) {
+            digester.update(path.as_os_str().as_encoded_bytes());
+            digester.update(&[0]);
+            digester.update(Digest::sha256_of(pem).hex().as_bytes());
+        }
+        digester.finish()
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
+    std::fs::read(path).map_err(|source| ClientError::File { path: path.to_owned(), source })
+}
