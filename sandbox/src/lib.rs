@@ -4,7 +4,12 @@
 
 mod config;
 pub mod error;
+pub mod files;
+pub mod host;
 pub mod model;
+pub mod netns;
+pub mod network;
+pub mod oci;
 mod pods;
 mod request;
 mod session;
