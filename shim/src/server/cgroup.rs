@@ -1,0 +1,120 @@
+//! The cgroup of a container, found through its init process: which processes it holds, and what the kernel killed.
+//!
+//! Only reads. Works on cgroup v1 (the memory controller's hierarchy), on hybrid hosts, and on v2.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MOUNT: &str = "/sys/fs/cgroup";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup {
+    directory: PathBuf,
+    version: Version,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Cgroup {
+    /// Nothing if the process is gone or the host has no memory controller to look at.
+    pub(crate) fn of_process(pid: i32) -> Option<Self> {
+        let unified = Path::new(MOUNT).join("cgroup.controllers").exists();
+        parse(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?, unified)
+    }
+
+    /// Every process in it, nested cgroups included. A directory that vanishes meanwhile holds none.
+    pub(crate) fn pids(&self) -> BTreeSet<i32> {
+        let mut pids = BTreeSet::new();
+        self.visit(&self.directory, &mut |directory| {
+            let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        });
+        pids
+    }
+
+    /// How many processes the kernel has killed here for memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let mut kills = 0;
+        match self.version {
+            // The counter of v1 leaves nested cgroups out.
+            Version::One => self.visit(&self.directory, &mut |directory| {
+                kills += counter(&directory.join("memory.oom_control"));
+            }),
+            Version::Two => kills = counter(&self.directory.join("memory.events")),
+        }
+        kills
+    }
+
+    fn visit(&self, directory: &Path, see: &mut impl FnMut(&Path)) {
+        see(directory);
+        let Ok(entries) = fs::read_dir(directory) else { return };
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.visit(&entry.path(), see);
+            }
+        }
+    }
+}
+
+fn parse(text: &str, unified: bool) -> Option<Cgroup> {
+    let (version, path) = text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        match (unified, controllers) {
+            (true, "") => Some((Version::Two, path)),
+            (false, list) if list.split(',').any(|name| name == "memory") => Some((Version::One, path)),
+            _ => None,
+        }
+    })?;
+    let root = match version {
+        Version::One => Path::new(MOUNT).join("memory"),
+        Version::Two => PathBuf::from(MOUNT),
+    };
+    Some(Cgroup { directory: root.join(path.trim_start_matches('/')), version })
+}
+
+/// The value of `oom_kill` in a file of `name value` lines; a file that is gone has none.
+fn counter(file: &Path) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))
+        .and_then(|value| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hybrid_host_uses_the_memory_hierarchy() {
+        let found = parse("11:cpu,cpuacct:/a\n4:memory:/k8s/x\n0::/u\n", false);
+        let expected = Cgroup { directory: "/sys/fs/cgroup/memory/k8s/x".into(), version: Version::One };
+        assert_eq!(found, Some(expected));
+    }
+
+    #[test]
+    fn a_unified_host_uses_its_only_hierarchy() {
+        let found = parse("0::/kubepods.slice/x.scope\n", true);
+        let expected = Cgroup { directory: "/sys/fs/cgroup/kubepods.slice/x.scope".into(), version: Version::Two };
+        assert_eq!(found, Some(expected));
+    }
+
+    #[test]
+    fn kills_and_processes_of_nested_cgroups_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let nested = dir.path().join("nested");
+        fs::create_dir(&nested).unwrap();
+        for (directory, pid, kills) in [(dir.path(), 10, 1), (nested.as_path(), 11, 2)] {
+            fs::write(directory.join("cgroup.procs"), format!("{pid}\n")).unwrap();
+            fs::write(directory.join("memory.oom_control"), format!("under_oom 0\noom_kill {kills}\n")).unwrap();
+        }
+        let cgroup = Cgroup { directory: dir.path().to_owned(), version: Version::One };
+        assert_eq!((cgroup.pids(), cgroup.oom_kills()), (BTreeSet::from([10, 11]), 3));
+    }
+}
