@@ -21,6 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::unix::pipe,
     process::{Child, Command},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +86,7 @@ impl Launch {
     /// Starts the task's shim, or finds the one of its group, and records in the bundle how to reach it.
     pub async fn start(&self) -> Result<Bootstrap, LaunchError> {
         make_log(&self.bundle)?;
-        let output = self.run("start", self.start_command(), &self.start_input()).await?;
+        let output = self.run_start().await?;
         let unusable =
             |source| LaunchError::Bootstrap { binary: self.binary.clone(), stderr: output.stderr.clone(), source };
         let bootstrap = Bootstrap::parse_reply(&output.stdout).map_err(unusable)?;
@@ -99,10 +100,31 @@ impl Launch {
 
     /// Cleans up what a task left on the host, whether or not its shim lives, and tells how its init ended.
     pub async fn delete(&self) -> Result<task::DeleteResponse, LaunchError> {
-        let input = self.options.as_ref().map(Any::encode_to_vec).unwrap_or_default();
-        let output = self.run("delete", self.delete_command(), &input).await?;
+        let output = self.run("delete", self.delete_command(), &self.legacy_input(), self.end()).await?;
         task::DeleteResponse::decode(output.stdout.as_slice())
             .map_err(|error| failed("parse what the shim's delete printed", io::Error::other(error)))
+    }
+
+    /// Runs `start` with today's input, and if the shim fails, with the older form.
+    ///
+    /// Shims built from containerd 1.6 take the parameters for options of a type they do not know and exit, and those
+    /// from 2.4 on refuse the older form, so neither form suits all. Both fail before they start anything.
+    async fn run_start(&self) -> Result<Output, LaunchError> {
+        let end = self.end();
+        let Some(params) = self.params() else {
+            return self.run("start", self.start_command(), &self.legacy_input(), end).await;
+        };
+        match self.run("start", self.start_command(), &params.encode_to_vec(), end).await {
+            Err(LaunchError::Exited { stderr: first, .. }) => {
+                let second = self.run("start", self.start_command(), &self.legacy_input(), end).await;
+                second.map_err(|error| error.after(&first))
+            }
+            ended => ended,
+        }
+    }
+
+    fn end(&self) -> Instant {
+        Instant::now() + self.deadline
     }
 
     fn start_command(&self) -> Command {
@@ -140,14 +162,18 @@ impl Launch {
         command
     }
 
-    /// What `start` reads: parameters, except for the two shims that are older than those.
-    fn start_input(&self) -> Vec<u8> {
+    fn legacy_input(&self) -> Vec<u8> {
+        self.options.as_ref().map(Any::encode_to_vec).unwrap_or_default()
+    }
+
+    /// What `start` reads, except in the two shims that are older than it and known by their names.
+    fn params(&self) -> Option<wire::BootstrapParams> {
         let name = self.binary.file_name().and_then(OsStr::to_str).unwrap_or_default();
         if name == "containerd-shim-runc-v1" || name.starts_with("containerd-shim-runhcs-v1") {
-            return self.options.as_ref().map(Any::encode_to_vec).unwrap_or_default();
+            return None;
         }
         let level = if self.debug { wire::LogLevel::Debug } else { wire::LogLevel::Info };
-        wire::BootstrapParams {
+        Some(wire::BootstrapParams {
             instance_id: self.id.clone(),
             namespace: self.namespace.clone(),
             log_level: level.into(),
@@ -155,17 +181,22 @@ impl Launch {
             containerd_ttrpc_address: self.ttrpc_address.clone(),
             containerd_grpc_address: self.grpc_address.clone(),
             containerd_binary: publish_binary().to_string_lossy().into_owned(),
-            extensions: self.options.clone().map(|value| wire::Extension { value: Some(value) }).into_iter().collect(),
+            extensions: self.options.iter().map(|value| wire::Extension { value: Some(value.clone()) }).collect(),
             socket_dir: None,
-        }
-        .encode_to_vec()
+        })
     }
 
-    async fn run(&self, verb: &'static str, mut command: Command, input: &[u8]) -> Result<Output, LaunchError> {
+    async fn run(
+        &self,
+        verb: &'static str,
+        mut command: Command,
+        input: &[u8],
+        end: Instant,
+    ) -> Result<Output, LaunchError> {
         let mut child = command.spawn().map_err(|error| self.not_spawned(error))?;
         let group = Group::of(&child);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let ended = tokio::time::timeout(self.deadline, finish(&mut child, input, &mut stdout, &mut stderr)).await;
+        let ended = tokio::time::timeout_at(end, finish(&mut child, input, &mut stdout, &mut stderr)).await;
         let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
         let binary = self.binary.clone();
         match ended {
@@ -188,6 +219,18 @@ impl Launch {
             return LaunchError::Missing { binary: self.binary.clone() };
         }
         failed(&format!("run shim {} in {}", self.binary.display(), self.bundle.display()), source)
+    }
+}
+
+impl LaunchError {
+    /// Adds what the run before this one said: either may be the one that tells what is wrong.
+    fn after(mut self, first: &str) -> Self {
+        if let Self::TimedOut { stderr, .. } | Self::Exited { stderr, .. } = &mut self
+            && stderr != first
+        {
+            *stderr = format!("{first}; then, with the options alone as its input: {stderr}");
+        }
+        self
     }
 }
 

@@ -5,3 +5,6 @@ mod task;
 
 pub use extension::{AttachInput, AttachOutput, AttachStream, AttachTo, Extension, Output};
 pub use task::TaskClient;
+
+#[cfg(test)]
+mod tests;

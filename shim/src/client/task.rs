@@ -194,6 +194,3 @@ impl TaskClient {
 fn may_mean_unimplemented(code: Code) -> bool {
     matches!(code, Code::Unimplemented | Code::InvalidArgument | Code::NotFound)
 }
-
-#[cfg(test)]
-mod tests;
