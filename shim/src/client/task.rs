@@ -14,7 +14,7 @@ use std::{
 use prost::Message;
 
 use crate::{
-    bootstrap::Bootstrap,
+    bootstrap::{Bootstrap, Protocol},
     proto::{NAMESPACE_METADATA, service, task},
     ttrpc::{CallOptions, Client, Code, Status},
 };
@@ -41,6 +41,12 @@ impl TaskClient {
 
     /// Connects to a shim that was started or found in a bundle.
     pub async fn connect_to(bootstrap: &Bootstrap, namespace: impl Into<String>) -> Result<Self, Status> {
+        if bootstrap.protocol == Protocol::Grpc {
+            return Err(Status::unimplemented(format!(
+                "the shim at {} speaks gRPC, which is not supported",
+                bootstrap.address
+            )));
+        }
         let address = bootstrap.socket().map_err(Status::invalid)?;
         let client = Client::connect(address.socket_path())
             .await

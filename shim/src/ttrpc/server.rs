@@ -244,13 +244,29 @@ impl Connection {
     }
 
     fn spawn(&self, id: u32, answer: impl Future<Output = Frame> + Send + 'static) {
-        let (outbound, gone) = (self.outbound.clone(), self.gone.clone());
-        self.calls.spawn(gone.run_until_cancelled_owned(async move {
+        let reply = Reply { id, outbound: self.outbound.clone() };
+        self.calls.spawn(self.gone.clone().run_until_cancelled_owned(async move {
             let frame = answer.await;
-            debug_assert_eq!(frame.stream, id, "an answer belongs to its call");
+            debug_assert_eq!(frame.stream, reply.id, "an answer belongs to its call");
             // The peer left before its answer.
-            let _ = outbound.send(frame).await;
+            let _ = reply.outbound.send(frame).await;
         }));
+    }
+}
+
+/// Where a call's answer goes. A handler that panics still answers, or its caller would wait for ever.
+struct Reply {
+    id: u32,
+    outbound: mpsc::Sender<Frame>,
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // A destructor cannot wait: with a full queue this answer is lost.
+            let _ =
+                self.outbound.try_send(response(self.id, Err(Status::internal("the handler of this call panicked"))));
+        }
     }
 }
 

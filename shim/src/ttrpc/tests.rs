@@ -46,6 +46,7 @@ impl Handler for Service {
                     Ok(wire::KeyValue { key: format!("{:?}", call.timeout), value }.encode_to_vec())
                 }
                 "Fail" => Err(Status::not_found("no such thing")),
+                "Panic" => panic!("on purpose"),
                 "Huge" => Ok(vec![0; MAX_PAYLOAD + 1]),
                 "Hang" => {
                     let _tell = Tell(self.dropped.clone());
@@ -117,6 +118,14 @@ async fn a_call_gets_its_answer() {
 async fn a_failure_carries_code_and_message() {
     let failed = world().client.call::<wire::KeyValue>("test", "Fail", &entry("a")).await;
     assert_eq!(failed, Err(Status::not_found("no such thing")));
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_fails_only_its_call() {
+    let world = world();
+    let failed = soon(world.client.call::<()>("test", "Panic", &entry("a"))).await;
+    assert_eq!(failed, Err(Status::internal("the handler of this call panicked")));
+    assert_eq!(echo(&world.client, "a").await, Ok(entry("a")));
 }
 
 #[tokio::test]
