@@ -246,3 +246,26 @@ fn delete(path: &Path) {
 pub(crate) fn to_infos(rows: Vec<Row>) -> Vec<Info> {
     rows.into_iter().map(|row| row.info).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_removed_while_it_is_made_is_gone_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.db"), &[rows::SCHEMA]).unwrap();
+        let snapshots = Snapshots::open("test", dir.path(), store, "").unwrap();
+        let ns = Namespace::k8s();
+        let made = snapshots.create((&ns, "key"), None, Kind::Active, &Labels::new(), |row, _| {
+            snapshots.remove(&ns, "key")?;
+            // The maker does not know yet, and goes on writing.
+            fs::create_dir_all(snapshots.dir(row.id).join("late")).unwrap();
+            Ok(())
+        });
+        assert!(matches!(made, Err(Error::NotFound { ref key }) if key == "key"), "{made:?}");
+        assert_eq!(fs::read_dir(dir.path().join("snapshots")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
+        snapshots.create((&ns, "key"), None, Kind::Active, &Labels::new(), |_, _| Ok(())).unwrap();
+    }
+}

@@ -2,6 +2,8 @@
 //!
 //! The writing process is this test binary, run again for the ignored test below.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
