@@ -62,7 +62,9 @@ pub enum ReferenceProblem {
     PathComponent(String),
     #[error("the repository name is longer than {MAX_PATH} characters")]
     PathTooLong,
-    #[error("the tag {0:?} must be 1 to {MAX_TAG} of letters, digits, underscores, dots and dashes, and not begin with a dot or dash")]
+    #[error(
+        "the tag {0:?} must be 1 to {MAX_TAG} of letters, digits, underscores, dots and dashes, and not begin with a dot or dash"
+    )]
     Tag(String),
     #[error(transparent)]
     Digest(#[from] DigestError),
@@ -233,9 +235,9 @@ fn is_path_component(component: &str) -> bool {
     };
     is_word(first)
         && is_word(last)
-        && bytes.chunk_by(|a, b| is_word(*a) == is_word(*b)).all(|run| {
-            is_word(run[0]) || matches!(run, b"." | b"_" | b"__") || run.iter().all(|b| *b == b'-')
-        })
+        && bytes
+            .chunk_by(|a, b| is_word(*a) == is_word(*b))
+            .all(|run| is_word(run[0]) || matches!(run, b"." | b"_" | b"__") || run.iter().all(|b| *b == b'-'))
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -249,3 +251,6 @@ fn is_tag(tag: &str) -> bool {
 fn is_image_id(input: &str) -> bool {
     input.len() == 64 && input.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,7 +156,10 @@ mod tests {
     #[test]
     fn quotes_may_be_escaped_missing_or_left_open() {
         check(r#"Basic realm="say \"hi\"""#, &[("basic", &[("realm", "say \"hi\"")])]);
-        check("Bearer realm=https://x/token, service=s", &[("bearer", &[("realm", "https://x/token"), ("service", "s")])]);
+        check(
+            "Bearer realm=https://x/token, service=s",
+            &[("bearer", &[("realm", "https://x/token"), ("service", "s")])],
+        );
         check(r#"Bearer realm="open"#, &[("bearer", &[("realm", "open")])]);
         check(r#"BEARER Realm = "x""#, &[("bearer", &[("realm", "x")])]);
     }

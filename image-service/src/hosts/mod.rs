@@ -154,46 +154,4 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_upstream_of_a_name_is_https_except_on_loopback() {
-        let check = |registry: &str, shown: &str, skip_verify: Option<bool>| {
-            let host = Host::upstream(registry);
-            assert_eq!((host.to_string().as_str(), host.tls.skip_verify), (shown, skip_verify));
-            assert_eq!((host.path.as_str(), host.capabilities), ("/v2", Capabilities::ALL));
-        };
-        check("docker.io", "https://registry-1.docker.io", None);
-        check("quay.io", "https://quay.io", None);
-        check("10.0.0.1:80", "https://10.0.0.1:80", None);
-        check("localhost", "https://localhost", Some(true));
-        check("localhost:443", "https://localhost:443", Some(true));
-        check("localhost:5000", "http://localhost:5000", Some(true));
-        check("127.1.2.3:80", "http://127.1.2.3:80", None);
-        check("[::1]:5000", "http://[::1]:5000", Some(true));
-    }
-
-    #[test]
-    fn only_plain_hosts_with_tls_settings_off_port_80_try_tls_first() {
-        let check = |registry: &str, expected: bool| {
-            assert_eq!(Host::upstream(registry).tries_tls_first(), expected, "{registry}");
-        };
-        check("localhost:5000", true);
-        check("localhost:80", false);
-        check("localhost", false);
-        check("quay.io:5000", false);
-    }
-
-    #[test]
-    fn the_namespace_is_for_hosts_that_are_not_the_registry() {
-        let check = |host: &str, registry: &str, expected: bool| {
-            let host = Host { authority: host.to_owned(), ..Host::upstream("x.example") };
-            assert_eq!(host.needs_namespace(registry), expected);
-        };
-        check("quay.io", "quay.io", false);
-        check("registry-1.docker.io", "docker.io", false);
-        check("mirror:5000", "docker.io", true);
-        check("quay.io", "docker.io", true);
-    }
-}
+mod tests;

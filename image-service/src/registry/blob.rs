@@ -152,7 +152,8 @@ impl Reader {
         let skip = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-                let start = range.and_then(|range| range.trim().strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+                let start =
+                    range.and_then(|range| range.trim().strip_prefix("bytes ")?.split('-').next()?.parse().ok());
                 if start != Some(self.offset) {
                     return Err(Outcome::Unacceptable("sent another range than was asked for".to_owned()));
                 }

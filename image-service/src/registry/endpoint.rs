@@ -144,9 +144,7 @@ impl Endpoint {
                     }
                 }
                 StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => tokio::time::sleep(wait).await,
-                StatusCode::INTERNAL_SERVER_ERROR
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT
+                StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
                     if is_last && repeated != Some(status) =>
                 {
                     repeated = Some(status);
@@ -236,12 +234,19 @@ impl Endpoint {
         Ok(url)
     }
 
+    /// A message without what must stay secret: our credentials, and configured headers, which may hold keys.
+    fn redact(&self, message: &str, header: Option<&HeaderValue>) -> String {
+        let values = self.headers.values().filter_map(|value| value.to_str().ok()).filter(|value| value.len() > 3);
+        let message = self.authenticator.redact(message, header);
+        values.fold(message, |message, value| message.replace(value, "[redacted]"))
+    }
+
     /// What a response that is no success means, with the message that came with it.
     async fn refusal(&self, response: Response, header: Option<&HeaderValue>) -> Outcome {
         let status = response.status();
         // The message is an extra: a body that is too long or breaks off only leaves it out.
         let body = read_limited(response, MAX_MESSAGE).await.ok().flatten().unwrap_or_default();
-        let message = printable(&self.authenticator.redact(&server_message(&body), header));
+        let message = printable(&self.redact(&server_message(&body), header));
         match status {
             StatusCode::NOT_FOUND => Outcome::NotFound,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

@@ -72,9 +72,7 @@ impl Error {
         match worst {
             None | Some(Outcome::NotFound) => Error::NotFound { reference, tried },
             Some(Outcome::Transport(_)) => Error::Unavailable { reference, tried },
-            Some(Outcome::Denied { message, .. }) => {
-                Error::Unauthorized { reference, message: message.clone(), tried }
-            }
+            Some(Outcome::Denied { message, .. }) => Error::Unauthorized { reference, message: message.clone(), tried },
             Some(Outcome::Status { status, .. }) if *status >= 500 || matches!(status, 408 | 429) => {
                 Error::Unavailable { reference, tried }
             }

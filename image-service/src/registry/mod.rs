@@ -85,11 +85,7 @@ impl Registry {
 
     /// Finds the content of `reference`. `credentials` are those of the request; without them the configuration's
     /// are used. Only what is in `hosts.toml` at this moment counts.
-    pub async fn resolve(
-        &self,
-        reference: &Reference,
-        credentials: Option<&Credentials>,
-    ) -> Result<Resolved, Error> {
+    pub async fn resolve(&self, reference: &Reference, credentials: Option<&Credentials>) -> Result<Resolved, Error> {
         let hosts = self.hosts(reference).await?;
         let headers = self.headers(reference)?;
         let mut endpoints = Vec::with_capacity(hosts.len());

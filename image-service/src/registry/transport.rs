@@ -65,12 +65,15 @@ pub(crate) fn shown_error(error: &(dyn StdError + 'static)) -> String {
 
 /// Whether TLS failed because the other side does not speak it.
 pub(crate) fn is_not_tls(error: &reqwest::Error) -> bool {
-    error.is_connect()
-        && causes(error).any(|cause| {
-            let inner = cause.downcast_ref::<io::Error>();
-            let tls = inner.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            matches!(tls.or(cause.downcast_ref()), Some(rustls::Error::InvalidMessage(_)))
-        })
+    error.is_connect() && causes(error).any(|cause| matches!(tls_error(cause), Some(rustls::Error::InvalidMessage(_))))
+}
+
+/// The TLS error inside an error. An I/O error does not name what it wraps as its source, so it is opened by hand.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    match error.downcast_ref::<io::Error>() {
+        Some(outer) => tls_error(outer.get_ref()?),
+        None => error.downcast_ref(),
+    }
 }
 
 /// Whether a time limit passed or the connection ended in the middle, which a second try may mend.
