@@ -1,4 +1,6 @@
-//! The Go shim of containerd, driven by our launcher and client, and sending its events to our server.
+//! The Go shim of containerd and our own, driven by the same launcher and client, and sending their events to our server.
+//!
+//! Each is the measure of the other: both have to give the same answers and events.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,7 +26,8 @@ use windlass_shim::{
     ttrpc::{BoxFuture, Call, Code, Handler, Status, Stream, serve},
 };
 
-const SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
+const GO_SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
+const OUR_SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-runc-v2");
 
 /// The daemon's end of the events service: keeps the topics in the order of their arrival.
 #[derive(Default)]
@@ -101,13 +104,22 @@ fn kill(id: &str, signal: u32) -> task::KillRequest {
 
 #[tokio::test]
 async fn privileged_the_go_shim_runs_a_container_for_our_client() {
-    if !Path::new(SHIM).exists() {
-        println!("skipped: {SHIM} is not installed (it is in Debian's containerd package)");
+    if !Path::new(GO_SHIM).exists() {
+        println!("skipped: {GO_SHIM} is not installed (it is in Debian's containerd package)");
         return;
     }
+    run_a_container(GO_SHIM, "go").await;
+}
+
+#[tokio::test]
+async fn privileged_our_shim_runs_a_container_for_our_client() {
+    run_a_container(OUR_SHIM, "ours").await;
+}
+
+async fn run_a_container(shim: &str, name: &str) {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { directory.path().join(name) };
-    let unique = format!("windlass-test-{}", std::process::id());
+    let unique = format!("windlass-test-{name}-{}", std::process::id());
     // The Go shim's delete looks for the bundle beside its own directory, under the id.
     let bundle = path("c1");
     fs::create_dir(&bundle).unwrap();
@@ -118,7 +130,7 @@ async fn privileged_the_go_shim_runs_a_container_for_our_client() {
     let serving = tokio::spawn(serve(listener, events.clone(), shutdown.clone()));
 
     let launch = Launch {
-        binary: SHIM.into(),
+        binary: shim.into(),
         namespace: unique.clone(),
         id: "c1".into(),
         bundle: bundle.clone(),
