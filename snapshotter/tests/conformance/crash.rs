@@ -10,7 +10,7 @@ use windlass_snapshotter::{Kind, Labels, Swept, layer_dirs};
 use super::kit::{Open, World, native, overlayfs};
 
 const DIR: &str = "WINDLASS_CRASH_TEST_DIR";
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 20;
 
 #[test]
 #[ignore = "the child process of overlayfs::rows_and_directories_agree_after_kill_9"]
@@ -28,6 +28,12 @@ fn child_on_native() {
 fn work(open: Open) {
     let dir = PathBuf::from(std::env::var_os(DIR).expect("run by its parent"));
     let world = World::at(open, dir);
+    // Ticks let the parent choose a moment that has nothing to do with the steps.
+    std::thread::spawn(|| {
+        loop {
+            tell("tick\n");
+        }
+    });
     for n in 0.. {
         let (key, name) = (format!("key-{}-{n}", std::process::id()), format!("layer-{}-{n}", std::process::id()));
         let mounts = world.prepare(&key, Some("base")).unwrap();
@@ -56,10 +62,11 @@ pub(crate) fn rows_and_directories_agree_after_kill_9(open: Open) {
         }
     });
     let mut kept = vec!["base".to_owned()];
+    let mut interrupted = 0;
     for round in 0..ROUNDS {
-        let lines = run_and_kill(&world, child, 1 + round * 3);
+        let lines = run_and_kill(&world, child, 1 + round % 4, round * 97 % 400);
         assert!(!lines.is_empty(), "the child of round {round} made nothing");
-        world.restart();
+        interrupted += usize::from(world.restart() != Swept { rows: 0, directories: 0 });
         assert_eq!(world.snapshots.sweep().unwrap(), Swept { rows: 0, directories: 0 }, "round {round}");
 
         let list = world.snapshots.list(&world.ns).unwrap();
@@ -73,10 +80,11 @@ pub(crate) fn rows_and_directories_agree_after_kill_9(open: Open) {
             world.snapshots.remove(&world.ns, &info.key).unwrap();
         }
     }
+    assert!(interrupted > 0, "no kill fell into a change");
 }
 
-/// What the child told until it was killed, somewhere after its first `count` lines.
-fn run_and_kill(world: &World, child: &str, count: usize) -> Vec<String> {
+/// What the child told until it was killed: `ticks` ticks after its first `count` lines, so at any point of its work.
+fn run_and_kill(world: &World, child: &str, count: usize, ticks: usize) -> Vec<String> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("conformance::crash::{child}"), "--ignored", "--nocapture"])
         .env(DIR, &world.dir)
@@ -84,11 +92,12 @@ fn run_and_kill(world: &World, child: &str, count: usize) -> Vec<String> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let mut told = lines.filter(|line| line.starts_with("made ") || line.starts_with("going "));
-    let mut all: Vec<String> = told.by_ref().take(count).collect();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let is_step = |line: &String| line.starts_with("made ") || line.starts_with("going ");
+    let mut told: Vec<String> = lines.by_ref().filter(is_step).take(count).collect();
+    told.extend(lines.by_ref().take(ticks).filter(is_step));
     child.kill().unwrap();
     child.wait().unwrap();
-    all.extend(told);
-    all
+    told.extend(lines.filter(is_step));
+    told
 }
