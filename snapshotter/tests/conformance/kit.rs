@@ -14,7 +14,7 @@ use windlass_snapshotter::{
 /// What the composition root calls besides the trait.
 pub(crate) trait Boot: Snapshotter {
     fn sweep(&self) -> Result<Swept, Error>;
-    fn mark_durable(&self) -> Result<usize, Error>;
+    fn sync(&self) -> Result<usize, Error>;
 }
 
 pub(crate) type Open = fn(&Path, Store) -> Box<dyn Boot>;
@@ -31,7 +31,7 @@ impl Boot for Overlayfs {
     fn sweep(&self) -> Result<Swept, Error> {
         Overlayfs::sweep(self)
     }
-    fn mark_durable(&self) -> Result<usize, Error> {
+    fn sync(&self) -> Result<usize, Error> {
         Overlayfs::mark_durable(self)
     }
 }
@@ -40,7 +40,7 @@ impl Boot for Native {
     fn sweep(&self) -> Result<Swept, Error> {
         Native::sweep(self)
     }
-    fn mark_durable(&self) -> Result<usize, Error> {
+    fn sync(&self) -> Result<usize, Error> {
         Native::mark_durable(self)
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn a_sweep_drops_what_was_not_finished(open: Open) {
 pub(crate) fn a_layer_not_known_to_be_on_disk_does_not_outlive_its_boot(open: Open) {
     let mut world = World::new(open);
     world.layer("base", None, |_| {});
-    assert_eq!(world.snapshots.mark_durable().unwrap(), 1);
+    assert_eq!(world.snapshots.sync().unwrap(), 1);
     world.layer("mid", Some("base"), |_| {});
     world.prepare("on-mid", Some("mid")).unwrap();
     world.prepare("on-base", Some("base")).unwrap();
@@ -70,8 +70,8 @@ pub(crate) fn a_layer_not_known_to_be_on_disk_does_not_outlive_its_boot(open: Op
 pub(crate) fn a_durable_layer_outlives_its_boot(open: Open) {
     let mut world = World::new(open);
     chain(&world);
-    assert_eq!(world.snapshots.mark_durable().unwrap(), 3);
-    assert_eq!(world.snapshots.mark_durable().unwrap(), 0);
+    assert_eq!(world.snapshots.sync().unwrap(), 3);
+    assert_eq!(world.snapshots.sync().unwrap(), 0);
     world.sql("UPDATE snapshot SET boot = 'an earlier one' WHERE boot IS NOT NULL");
     assert_eq!(world.restart(), Swept { rows: 0, directories: 0 });
     assert_eq!(world.keys(), ["base", "mid", "rw", "top"]);
