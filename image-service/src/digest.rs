@@ -101,6 +101,12 @@ pub struct Digester {
     context: Context,
 }
 
+impl fmt::Debug for Digester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Digester").field("algorithm", &self.algorithm).finish_non_exhaustive()
+    }
+}
+
 impl Digester {
     pub fn new(algorithm: Algorithm) -> Digester {
         let function = match algorithm {
