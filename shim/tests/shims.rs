@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use windlass_shim::{
     bootstrap::Bootstrap,
-    client::TaskClient,
+    client::{AttachTo, Extension, Output, TaskClient},
     launch::{Launch, open_log},
     proto::{forward, process::Status as State, service, task},
     ttrpc::{BoxFuture, Call, Code, Handler, Status, Stream, serve},
@@ -108,22 +108,49 @@ async fn privileged_the_go_shim_runs_a_container_for_our_client() {
         println!("skipped: {GO_SHIM} is not installed (it is in Debian's containerd package)");
         return;
     }
-    run_a_container(GO_SHIM, "go").await;
+    assert_eq!(with_shim(GO_SHIM, "go", SLEEPER, &SLEEPER_TOPICS, drive).await, 137);
 }
 
 #[tokio::test]
 async fn privileged_our_shim_runs_a_container_for_our_client() {
-    run_a_container(OUR_SHIM, "ours").await;
+    assert_eq!(with_shim(OUR_SHIM, "ours", SLEEPER, &SLEEPER_TOPICS, drive).await, 137);
 }
 
-async fn run_a_container(shim: &str, name: &str) {
+#[tokio::test]
+async fn privileged_our_shim_writes_the_log_and_serves_attach() {
+    let echo = "while read line; do echo \"got $line\"; done; exit 4";
+    let topics = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"];
+    assert_eq!(with_shim(OUR_SHIM, "attach", echo, &topics, attach).await, 4);
+}
+
+const SLEEPER: &str = "echo hello; exec sleep 1000";
+
+const SLEEPER_TOPICS: [&str; 7] = [
+    "/tasks/create",
+    "/tasks/start",
+    "/tasks/exec-added",
+    "/tasks/exec-started",
+    "/tasks/exit",
+    "/tasks/exit",
+    "/tasks/delete",
+];
+
+/// Starts a shim for a bundle, lets `drive` make, use and delete the container, and checks which events came of it.
+/// Gives the exit status that the binary's delete tells: the Go shim's is 137 whatever happened.
+async fn with_shim<Driving: Future<Output = ()> + Send + 'static>(
+    shim: &str,
+    name: &str,
+    script: &str,
+    topics: &[&str],
+    drive: impl FnOnce(Bootstrap, String, PathBuf) -> Driving,
+) -> u32 {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { directory.path().join(name) };
     let unique = format!("windlass-test-{name}-{}", std::process::id());
     // The Go shim's delete looks for the bundle beside its own directory, under the id.
     let bundle = path("c1");
     fs::create_dir(&bundle).unwrap();
-    write_bundle(&bundle, &format!("/{unique}"), "echo hello; exec sleep 1000");
+    write_bundle(&bundle, &format!("/{unique}"), script);
 
     let (events, shutdown) = (Arc::new(Events::default()), CancellationToken::new());
     let listener = UnixListener::bind(path("c.sock.ttrpc")).unwrap();
@@ -149,21 +176,12 @@ async fn run_a_container(shim: &str, name: &str) {
     fs::remove_dir(format!("/run/containerd/runc/{unique}")).unwrap();
     log.abort();
     result.expect("the shim answers within a minute").unwrap();
-    assert_eq!(deleted.unwrap().exit_status, 137);
 
-    let topics = [
-        "/tasks/create",
-        "/tasks/start",
-        "/tasks/exec-added",
-        "/tasks/exec-started",
-        "/tasks/exit",
-        "/tasks/exit",
-        "/tasks/delete",
-    ];
     until("all events arrive", || events.topics().len() >= topics.len()).await;
     assert_eq!(events.topics(), topics);
     shutdown.cancel();
     serving.await.unwrap().unwrap();
+    deleted.unwrap().exit_status
 }
 
 /// What the shim logs belongs to the test's output.
@@ -220,4 +238,48 @@ async fn drive(bootstrap: Bootstrap, namespace: String, directory: PathBuf) {
     assert_eq!(client.state("c1", "").await.unwrap_err().code, Code::NotFound);
     client.shutdown("c1").await.unwrap();
     client.closed().await;
+}
+
+async fn attach(bootstrap: Bootstrap, namespace: String, directory: PathBuf) {
+    let client = TaskClient::connect_to(&bootstrap, namespace).await.unwrap();
+    let extension = Extension::of_shim(client.connection().clone(), &bootstrap).unwrap();
+    let (log, rotated) = (directory.join("0.log"), directory.join("1.log"));
+    client
+        .create(&task::CreateTaskRequest {
+            id: "c1".into(),
+            bundle: directory.join("c1").display().to_string(),
+            // The input of the container ends with that of the first client.
+            stdin: "attach://?once=1".into(),
+            stdout: format!("cri://{}", log.display()),
+            stderr: format!("cri://{}", log.display()),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    let to = AttachTo { id: "c1".into(), stdin: true, stdout: true, stderr: true, ..Default::default() };
+    let mut attached = extension.attach(to).await.unwrap();
+    client.start("c1", "").await.unwrap();
+
+    attached.stdin.write("one\n".into()).await.unwrap();
+    assert_eq!(attached.output.next().await, Ok(Some(Output::Stdout("got one\n".into()))));
+    until("the line is logged", || logged(&log) == ["stdout F got one"]).await;
+    fs::rename(&log, &rotated).unwrap();
+    extension.reopen_log("c1").await.unwrap();
+    attached.stdin.write("two\n".into()).await.unwrap();
+    assert_eq!(attached.output.next().await, Ok(Some(Output::Stdout("got two\n".into()))));
+
+    attached.stdin.close().await.unwrap();
+    assert_eq!(attached.output.next().await, Ok(None));
+    let ended = extension.wait("c1", "").await.unwrap();
+    assert_eq!((ended.exit_status, ended.oom_killed), (4, false));
+    assert_eq!(client.delete("c1", "").await.unwrap().exit_status, 4);
+    assert_eq!((logged(&rotated), logged(&log)), (vec!["stdout F got one".into()], vec!["stdout F got two".into()]));
+    client.shutdown("c1").await.unwrap();
+    client.closed().await;
+}
+
+/// The log's lines without their times.
+fn logged(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| line.split_once(' ')).map(|(_, rest)| rest.to_owned()).collect()
 }
