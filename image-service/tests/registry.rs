@@ -325,8 +325,21 @@ async fn an_unknown_authority_is_refused_unless_verification_is_off() {
     let hosts = served_by(&[&server.url()]);
     let error = resolve(&hosts, "registry.test/team/app:v1").await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("invalid peer certificate: UnknownIssuer"), "{error}");
     hosts.write("registry.test", &format!("server = \"{}\"\nskip_verify = true\n", server.url()));
     assert_eq!(resolve(&hosts, "registry.test/team/app:v1").await.unwrap().descriptor, manifest);
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_that_is_named_as_ca_is_trusted_for_its_own_names_only() {
+    for (name, trusted) in [("127.0.0.1", true), ("127.0.0.2", false)] {
+        let (server, pem) = TestRegistry::https_self_signed(name).await;
+        server.put_manifest("team/app", Some("v1"), media_type::OCI_MANIFEST, MANIFEST);
+        let hosts = TestHosts::new();
+        std::fs::write(hosts.directory("registry.test").join("ca.pem"), pem).unwrap();
+        hosts.write("registry.test", &format!("server = \"{}\"\nca = \"ca.pem\"\n", server.url()));
+        assert_eq!(resolve(&hosts, "registry.test/team/app:v1").await.is_ok(), trusted, "{name}");
+    }
 }
 
 #[tokio::test]

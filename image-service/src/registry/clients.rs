@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use reqwest::redirect::Policy;
 
-use crate::digest::Digest;
+use super::tls::{Material, TlsError};
+use crate::digest::{Algorithm, Digest, Digester};
 use crate::hosts::{ClientCertificate, Host, Scheme, Tls, is_loopback};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,10 +38,8 @@ pub(crate) enum ClientError {
         #[source]
         source: io::Error,
     },
-    #[error("{} holds no usable certificate", path.display())]
-    Certificate { path: PathBuf },
-    #[error("{} and its key are not a usable client certificate", path.display())]
-    Identity { path: PathBuf },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("cannot set up connections")]
     Build(#[from] reqwest::Error),
     #[error("the task that sets up connections ended early")]
@@ -58,13 +57,6 @@ struct Key {
 struct Kept {
     material: Digest,
     client: reqwest::Client,
-}
-
-/// The content of a host's TLS files.
-#[derive(Default)]
-struct Material {
-    ca: Vec<(PathBuf, Vec<u8>)>,
-    identity: Option<(PathBuf, Vec<u8>)>,
 }
 
 impl Clients {
@@ -91,7 +83,7 @@ impl Clients {
     }
 
     fn get_blocking(&self, key: Key, tls: &Tls) -> Result<reqwest::Client, ClientError> {
-        let material = Material::read(tls)?;
+        let material = Material::read_files(tls)?;
         let digest = material.digest();
         if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
             && kept.material == digest
@@ -125,28 +117,13 @@ fn build(key: &Key, material: &Material) -> Result<reqwest::Client, ClientError>
     }
     if key.skip_verify {
         tracing::warn!(host = key.authority, "certificates of this registry host are not verified");
-        builder = builder.tls_danger_accept_invalid_certs(true);
     }
-    let mut certificates = Vec::new();
-    for (path, pem) in &material.ca {
-        let bundle = reqwest::Certificate::from_pem_bundle(pem).unwrap_or_default();
-        if bundle.is_empty() {
-            return Err(ClientError::Certificate { path: path.clone() });
-        }
-        certificates.extend(bundle);
-    }
-    if !certificates.is_empty() {
-        builder = builder.tls_certs_merge(certificates);
-    }
-    if let Some((path, pem)) = &material.identity {
-        let identity = reqwest::Identity::from_pem(pem).map_err(|_| ClientError::Identity { path: path.clone() })?;
-        builder = builder.identity(identity);
-    }
-    Ok(builder.build()?)
+    let config = super::tls::client_config(material, key.skip_verify)?;
+    Ok(builder.tls_backend_preconfigured(config).build()?)
 }
 
 impl Material {
-    fn read(tls: &Tls) -> Result<Material, ClientError> {
+    fn read_files(tls: &Tls) -> Result<Material, ClientError> {
         let mut material = Material::default();
         for path in &tls.ca {
             material.ca.push((path.clone(), read(path)?));
@@ -164,7 +141,7 @@ impl Material {
     }
 
     fn digest(&self) -> Digest {
-        let mut digester = crate::digest::Digester::new(crate::digest::Algorithm::Sha256);
+        let mut digester = Digester::new(Algorithm::Sha256);
         for (path, pem) in self.ca.iter().chain(&self.identity) {
             digester.update(path.as_os_str().as_encoded_bytes());
             digester.update(&[0]);

@@ -16,6 +16,7 @@ mod endpoint;
 mod error;
 mod resolve;
 mod session;
+mod tls;
 pub(crate) mod transport;
 
 use std::collections::BTreeMap;

@@ -60,7 +60,8 @@ pub(crate) fn shown_error(error: &(dyn StdError + 'static)) -> String {
         }
         current = error.source();
     }
-    parts.join(": ")
+    // The causes nearest to the kernel tell people what to do; those above only name layers of the client.
+    parts.split_off(parts.len().saturating_sub(2)).join(": ")
 }
 
 /// Whether TLS failed because the other side does not speak it.

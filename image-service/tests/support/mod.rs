@@ -113,6 +113,19 @@ impl TestRegistry {
         TestRegistry::start(Some(authority.acceptor(client_certificates))).await
     }
 
+    /// On one self-signed certificate that says it is an authority, as `openssl req -x509` makes it. Its PEM is returned.
+    pub async fn https_self_signed(name: &str) -> (TestRegistry, String) {
+        install_crypto();
+        let key = rcgen::KeyPair::generate().expect("keys can be made");
+        let mut parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a test uses valid names");
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = parameters.self_signed(&key).expect("a certificate signs itself");
+        let der = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).expect("a fresh key is valid");
+        let config = rustls::ServerConfig::builder().with_no_client_auth();
+        let config = config.with_single_cert(vec![certificate.der().clone()], der).expect("the key fits");
+        (TestRegistry::start(Some(TlsAcceptor::from(Arc::new(config)))).await, certificate.pem())
+    }
+
     async fn start(tls: Option<TlsAcceptor>) -> TestRegistry {
         install_crypto();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
