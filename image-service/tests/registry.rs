@@ -281,6 +281,30 @@ async fn a_loop_of_redirects_ends() {
 }
 
 #[tokio::test]
+async fn a_redirect_from_tls_to_plain_http_is_refused() {
+    let (plain, _) = with_image().await;
+    let tls = TestRegistry::https(&TestAuthority::new(), false).await;
+    tls.fault(None, "/manifests/", usize::MAX, Action::Redirect(format!("{}/v2/team/app/manifests/v1", plain.url())));
+    let hosts = TestHosts::new();
+    hosts.write("registry.test", &format!("server = \"{}\"\nskip_verify = true\n", tls.url()));
+    let error = resolve(&hosts, "registry.test/team/app:v1").await.unwrap_err();
+    assert!(error.to_string().contains("redirect from https to plain http is refused"), "{error}");
+    assert_eq!(plain.lines(), [""; 0]);
+}
+
+#[tokio::test]
+async fn where_no_host_may_resolve_a_tag_it_is_not_found() {
+    let (server, manifest) = with_image().await;
+    let hosts = TestHosts::new();
+    hosts.write("registry.test", &format!("server = \"{}\"\ncapabilities = [\"pull\"]\n", server.url()));
+    let error = resolve(&hosts, "registry.test/team/app:v1").await.unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+    assert_eq!(server.lines(), [""; 0]);
+    let by_digest = format!("registry.test/team/app@{}", manifest.digest);
+    assert_eq!(resolve(&hosts, &by_digest).await.unwrap().descriptor, manifest);
+}
+
+#[tokio::test]
 async fn the_last_host_is_asked_again_when_it_is_overloaded() {
     let (server, manifest) = with_image().await;
     server.fault(None, "/manifests/", 1, Action::Status(503, String::new()));

@@ -71,7 +71,7 @@ impl Authenticator {
         }
         let challenges = challenges(headers);
         if let Some(challenge) = challenges.iter().find(|challenge| challenge.scheme == "bearer") {
-            let request = self.token_request(challenge, plain)?;
+            let request = self.token_request(challenge, &transport.host.authority, plain)?;
             if let State::Bearer { request: last, .. } = &*state {
                 let expired = challenge.parameter("error") == Some("invalid_token");
                 if *last == request && !expired {
@@ -107,7 +107,7 @@ impl Authenticator {
             .fold(message.to_owned(), |message, secret| message.replace(secret, "[redacted]"))
     }
 
-    fn token_request(&self, challenge: &Challenge, plain: bool) -> Result<TokenRequest, TokenError> {
+    fn token_request(&self, challenge: &Challenge, registry: &str, plain: bool) -> Result<TokenRequest, TokenError> {
         let realm = challenge.parameter("realm").unwrap_or_default();
         let mut scopes: Vec<String> =
             challenge.parameter("scope").unwrap_or_default().split_whitespace().map(str::to_owned).collect();
@@ -115,7 +115,7 @@ impl Authenticator {
         scopes.sort();
         scopes.dedup();
         let service = challenge.parameter("service").map(str::to_owned);
-        Ok(TokenRequest { realm: check_realm(realm, plain)?, service, scopes })
+        Ok(TokenRequest { realm: check_realm(realm, registry, plain)?, service, scopes })
     }
 
     async fn take_token(

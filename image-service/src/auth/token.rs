@@ -1,7 +1,9 @@
 //! Fetches bearer tokens: OAuth2 by POST where there is a secret, else or as a fallback by GET.
 //!
-//! A realm is only used if it is https, or the registry itself is spoken to in plain HTTP.
+//! A realm is only used if it is https, or the registry itself is spoken to in plain HTTP. It is never a link-local
+//! address, where clouds answer with their own secrets, and this machine only if the registry is on it too.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -10,6 +12,7 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use super::credentials::{Secret, basic_header};
+use crate::hosts::is_loopback;
 use crate::registry::transport::{Transport, printable, read_limited, shown_error, shown_url};
 
 const CLIENT_ID: &str = "containerd-client";
@@ -48,8 +51,9 @@ struct Answer {
     expires_in: Option<i64>,
 }
 
-/// Whether a token server may be asked at all, `plain` telling that its registry is spoken to without TLS.
-pub(crate) fn check_realm(realm: &str, plain: bool) -> Result<Url, TokenError> {
+/// Whether a token server may be asked at all by order of the registry host `registry`, `plain` telling that the
+/// registry is spoken to without TLS.
+pub(crate) fn check_realm(realm: &str, registry: &str, plain: bool) -> Result<Url, TokenError> {
     let refused = |problem: &str| TokenError::Denied(format!("the registry's token server is refused: {problem}"));
     let url = Url::parse(realm).map_err(|_| refused("its realm is not a URL"))?;
     match url.scheme() {
@@ -60,7 +64,21 @@ pub(crate) fn check_realm(realm: &str, plain: bool) -> Result<Url, TokenError> {
     if url.host_str().is_none_or(str::is_empty) || !url.username().is_empty() || url.password().is_some() {
         return Err(refused("its realm must have a host and no user"));
     }
+    let host = url.host_str().unwrap_or_default();
+    if is_link_local(host) || (is_loopback(host) && !is_loopback(registry)) {
+        return Err(refused("its realm is an address that only this machine can reach"));
+    }
     Ok(url)
+}
+
+fn is_link_local(host: &str) -> bool {
+    match host.trim_start_matches('[').trim_end_matches(']').parse() {
+        Ok(IpAddr::V4(address)) => address.is_link_local(),
+        Ok(IpAddr::V6(address)) => {
+            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some_and(|address| address.is_link_local())
+        }
+        Err(_) => false,
+    }
 }
 
 /// Asks the token server named in `request`.
@@ -235,16 +253,24 @@ mod tests {
 
     #[test]
     fn a_realm_must_be_https_unless_the_registry_is_plain() {
-        assert!(check_realm("https://auth.example/token", false).is_ok());
-        assert!(check_realm("http://auth.example/token", true).is_ok());
-        for (realm, plain) in [
-            ("http://auth.example/token", false),
-            ("https://u:p@auth.example/token", false),
-            ("file:///etc/passwd", true),
-            ("token", true),
-        ] {
-            assert!(check_realm(realm, plain).is_err(), "{realm}");
-        }
+        let check = |realm: &str, plain: bool| check_realm(realm, "registry.example", plain).is_ok();
+        assert!(check("https://auth.example/token", false));
+        assert!(check("http://auth.example/token", true));
+        assert!(check("https://10.0.0.1/token", false));
+        assert!(!check("http://auth.example/token", false));
+        assert!(!check("https://u:p@auth.example/token", false));
+        assert!(!check("file:///etc/passwd", true));
+        assert!(!check("token", true));
+    }
+
+    #[test]
+    fn a_realm_is_not_an_address_that_only_this_machine_can_reach() {
+        let check = |realm: &str, registry: &str| check_realm(realm, registry, true).is_ok();
+        assert!(!check("http://169.254.169.254/latest/meta-data", "localhost:5000"));
+        assert!(!check("http://[fe80::1]/token", "registry.example"));
+        assert!(!check("http://[::ffff:169.254.169.254]/token", "registry.example"));
+        assert!(!check("http://127.0.0.1:10250/token", "registry.example"));
+        assert!(check("http://127.0.0.1:5001/token", "localhost:5000"));
     }
 
     #[test]
