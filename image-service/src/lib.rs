@@ -1,7 +1,26 @@
-//! Images on this node: references, registries, content and pulls.
+//! Images on this node: what a reference means, where registries are, how an image is pulled, kept and removed.
+//!
+//! ```text
+//! reference ─► hosts (hosts.toml) ─► registry (HTTP, auth) ─┐
+//!                                                           ├─► pull ─► content (blobs), unpack (snapshots) ─► images
+//!                       manifest (what fits this node) ─────┘             claims, collect (what may be deleted)
+//! ```
+//!
+//! This crate knows neither CRI nor pods. Invariant: a blob or a layer exists only if its digest was verified.
 
 pub mod auth;
+mod claims;
+mod collect;
+mod content;
 pub mod digest;
 pub mod hosts;
+pub mod images;
+mod manifest;
+mod pull;
 pub mod reference;
 pub mod registry;
+mod store;
+mod unpack;
+
+pub use manifest::ManifestError;
+pub use store::SCHEMA;

@@ -13,6 +13,7 @@
 //! Invariants: a row says what is there before its directory is made and is gone before its directory goes; a committed
 //! snapshot not known to be on disk does not outlive the boot it was written in.
 
+pub mod apply;
 mod copy;
 mod error;
 mod info;
@@ -55,4 +56,10 @@ pub trait Snapshotter: Send + Sync {
 
     /// What the snapshot holds itself, without its parents where it shares them.
     fn usage(&self, ns: &Namespace, key: &str) -> Result<Usage, Error>;
+
+    /// Waits until committed snapshots have reached the disk and marks them so; they then outlive a power failure.
+    /// Answers how many were marked. A snapshotter that keeps no files here has none.
+    fn mark_durable(&self) -> Result<usize, Error> {
+        Ok(0)
+    }
 }

@@ -26,11 +26,6 @@ impl Native {
         self.snapshots.sweep()
     }
 
-    /// Waits until all layers are on disk and records it, so that they are kept over a boot. Says how many are new.
-    pub fn mark_durable(&self) -> Result<usize, Error> {
-        self.snapshots.mark_durable()
-    }
-
     fn create(&self, key: (&Namespace, &str), parent: Option<&str>, kind: Kind, labels: &Labels) -> Made {
         let row = self.snapshots.create(key, parent, kind, labels, |row, dir| match (kind, row.parents.first()) {
             (Kind::Active, Some(parent)) => copy::tree(&self.snapshots.dir(*parent), dir),
@@ -87,5 +82,9 @@ impl Snapshotter for Native {
 
     fn usage(&self, ns: &Namespace, key: &str) -> Result<Usage, Error> {
         self.snapshots.usage(ns, key)
+    }
+
+    fn mark_durable(&self) -> Result<usize, Error> {
+        self.snapshots.mark_durable()
     }
 }

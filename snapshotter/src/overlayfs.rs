@@ -57,11 +57,6 @@ impl Overlayfs {
         self.snapshots.sweep()
     }
 
-    /// Waits until all layers are on disk and records it, so that they are kept over a boot. Says how many are new.
-    pub fn mark_durable(&self) -> Result<usize, Error> {
-        self.snapshots.mark_durable()
-    }
-
     fn create(&self, key: (&Namespace, &str), parent: Option<&str>, kind: Kind, labels: &Labels) -> Made {
         let row = self.snapshots.create(key, parent, kind, labels, |row, dir| self.fill(row, dir, kind))?;
         Ok(self.to_mounts(&row))
@@ -154,6 +149,10 @@ impl Snapshotter for Overlayfs {
 
     fn usage(&self, ns: &Namespace, key: &str) -> Result<Usage, Error> {
         self.snapshots.usage(ns, key)
+    }
+
+    fn mark_durable(&self) -> Result<usize, Error> {
+        self.snapshots.mark_durable()
     }
 }
 

@@ -1,0 +1,146 @@
+//! Garbage collection: what no image names and no pull relies on is deleted, blobs and layers alike.
+//!
+//! It marks from the rows of images and sweeps behind the gate of `claims.rs`. Layers that containers or other snapshots
+//! stand on are refused by the snapshotter and stay until a later collection.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Arc, PoisonError},
+    time::SystemTime,
+};
+
+use snapshotter::{Kind, Snapshotter};
+use store::Namespace;
+
+use crate::{
+    digest::Digest,
+    images::{Error, Images, Shared},
+    store as rows,
+    unpack::LAYER_LABEL,
+};
+
+impl Images {
+    /// Frees what nothing refers to. What cannot be deleted is logged and tried again by the next collection.
+    pub async fn collect(&self) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let (_gate, spared) = shared.claims.close().await;
+        let worker = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || worker.sweep(&spared))
+            .await
+            .map_err(|source| Error::failed("collect images", source))?
+    }
+
+    /// After a pull: waits for its data to reach the disk, behind the pull and not in it, and marks it so.
+    pub(crate) fn settle(&self) {
+        let shared = Arc::clone(&self.shared);
+        self.shared.tasks.spawn_blocking(move || {
+            if let Err(error) = shared.make_durable().and_then(|()| shared.measure()) {
+                tracing::warn!(%error, "pulled images are not marked as on disk; a power failure would drop them");
+            }
+        });
+    }
+}
+
+impl Shared {
+    fn sweep(&self, spared: &HashSet<String>) -> Result<(), Error> {
+        let (contents, blobs) =
+            self.store.read_blocking(|conn| Ok::<_, Error>((rows::contents(conn)?, rows::namespaces(conn)?)))?;
+        let mut namespaces: BTreeSet<Namespace> = blobs.into_iter().collect();
+        namespaces.insert(Namespace::k8s());
+        for ns in &namespaces {
+            let (mut digests, mut layers) = (BTreeSet::new(), BTreeSet::new());
+            for (_, contents) in contents.iter().filter(|(owner, _)| owner == ns) {
+                digests.extend(contents.blobs.iter().cloned());
+                layers.extend(contents.chain.iter().cloned());
+            }
+            self.sweep_rows(ns, digests, spared)?;
+            for snapshotter in self.snapshotters.values() {
+                sweep_layers(snapshotter.as_ref(), ns, &layers, spared)?;
+            }
+        }
+        self.sweep_files(spared)?;
+        self.measure()
+    }
+
+    fn sweep_rows(&self, ns: &Namespace, used: BTreeSet<Digest>, spared: &HashSet<String>) -> Result<(), Error> {
+        let (ns, spared) = (ns.clone(), spared.clone());
+        self.store.write_blocking(move |conn| {
+            for digest in rows::blobs_of(conn, &ns)? {
+                if !used.contains(&digest) && !spared.contains(&digest.to_string()) {
+                    rows::delete_blob(conn, &ns, &digest)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Files without a row, which a crash between the two leaves as well.
+    fn sweep_files(&self, spared: &HashSet<String>) -> Result<(), Error> {
+        let known: BTreeSet<Digest> = self.store.read_blocking(rows::all_blobs)?.into_iter().collect();
+        for digest in self.content.list()? {
+            if !known.contains(&digest) && !spared.contains(&digest.to_string()) {
+                self.content.remove(&digest)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_durable(&self) -> Result<(), Error> {
+        let until = rows::now();
+        self.content.sync()?;
+        self.store.write_blocking(move |conn| rows::mark_blobs_durable(conn, until))?;
+        for snapshotter in self.snapshotters.values() {
+            snapshotter.mark_durable().map_err(|source| Error::failed("mark layers as on disk", source))?;
+        }
+        Ok(())
+    }
+
+    /// Adds up what the snapshotters know of their committed snapshots.
+    fn measure(&self) -> Result<(), Error> {
+        let snapshotter = self.snapshotter(None)?;
+        let failed = |source| Error::failed("measure snapshots", source);
+        let ns = Namespace::k8s();
+        let (mut used_bytes, mut inodes_used) = (0, 0);
+        for info in snapshotter.list(&ns).map_err(failed)?.iter().filter(|info| info.kind == Kind::Committed) {
+            let usage = snapshotter.usage(&ns, &info.key).map_err(failed)?;
+            used_bytes += usage.bytes;
+            inodes_used += usage.inodes;
+        }
+        let mut usage = self.usage.write().unwrap_or_else(PoisonError::into_inner);
+        usage.used_bytes = used_bytes;
+        usage.inodes_used = inodes_used;
+        usage.timestamp = SystemTime::now();
+        Ok(())
+    }
+}
+
+/// Removes layers of ours that no image has, from the top down: each pass frees the parents of the one before.
+fn sweep_layers(
+    snapshotter: &dyn Snapshotter,
+    ns: &Namespace,
+    used: &BTreeSet<String>,
+    spared: &HashSet<String>,
+) -> Result<(), Error> {
+    let snapshots = snapshotter.list(ns).map_err(|source| Error::failed("list snapshots", source))?;
+    let mut unused: Vec<String> = snapshots
+        .into_iter()
+        .filter(|info| info.kind == Kind::Committed && info.labels.contains_key(LAYER_LABEL))
+        .map(|info| info.key)
+        .filter(|key| !used.contains(key) && !spared.contains(key))
+        .collect();
+    loop {
+        let before = unused.len();
+        let mut kept = Vec::new();
+        for key in unused {
+            match snapshotter.remove(ns, &key) {
+                Ok(()) | Err(snapshotter::Error::NotFound { .. }) => {}
+                Err(snapshotter::Error::HasChildren { .. }) => kept.push(key),
+                Err(source) => return Err(Error::failed(format!("remove layer {key}"), source)),
+            }
+        }
+        if kept.is_empty() || kept.len() == before {
+            return Ok(());
+        }
+        unused = kept;
+    }
+}

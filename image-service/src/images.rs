@@ -1,0 +1,348 @@
+//! The images of this node: what they are called, what they are made of, and how they come and go.
+//!
+//! Readers look at a published view and wait for nothing. A change is committed to the store first and published before
+//! its caller has an answer, so a List after a pull shows what was pulled.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error as StdError,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use oci_spec::image::ImageConfiguration;
+use snapshotter::Snapshotter;
+use store::{Namespace, Store};
+use tokio_util::task::TaskTracker;
+
+pub use crate::pull::{PullError, PullRequest};
+use crate::{
+    claims::Claims,
+    content::Content,
+    digest::Digest,
+    pull::Flights,
+    reference::Reference,
+    registry::{Clients, RegistryConfig},
+    store::{self as rows, Contents},
+    unpack,
+};
+
+/// What can go wrong with the images on this node.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Content that is not what it is said to be. It was not taken in.
+    #[error("{0}")]
+    Corrupt(String),
+    #[error("{what}")]
+    Failed { what: String, source: Box<dyn StdError + Send + Sync> },
+}
+
+impl Error {
+    pub(crate) fn failed(what: impl Into<String>, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        Error::Failed { what: what.into(), source: source.into() }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(source: store::Error) -> Error {
+        Error::failed("use the store of images", source)
+    }
+}
+
+impl From<store::rusqlite::Error> for Error {
+    fn from(source: store::rusqlite::Error) -> Error {
+        Error::failed("use the rows of images", source)
+    }
+}
+
+/// Where images are kept and how they are fetched.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The daemon's root; blobs are below it.
+    pub root: PathBuf,
+    /// The file system that ImageFsInfo names: the default snapshotter's root.
+    pub filesystem: PathBuf,
+    pub registry: RegistryConfig,
+    pub default_snapshotter: String,
+    /// Layers of one image fetched side by side; 0 is all.
+    pub max_concurrent_downloads: usize,
+    /// A request that moves no byte for this long fails the pull; zero never does.
+    pub progress_timeout: Duration,
+    /// References that are never offered for garbage collection.
+    pub pinned: Vec<String>,
+}
+
+/// One image, as everyone but this crate sees it.
+#[derive(Debug)]
+pub struct Image {
+    /// Digest of the configuration.
+    pub id: Digest,
+    /// `repo:tag`, sorted.
+    pub tags: Vec<String>,
+    /// `repo@digest`, sorted.
+    pub digests: Vec<String>,
+    /// Bytes of manifest, configuration and compressed layers.
+    pub size: u64,
+    /// What the image was pulled as: a manifest or an index.
+    pub target: Digest,
+    /// The committed snapshot with all layers; empty for an image without layers.
+    pub chain_id: String,
+    pub config: ImageConfiguration,
+    pub pinned: bool,
+}
+
+/// Numbers for ImageFsInfo, kept and not walked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FsUsage {
+    pub mountpoint: PathBuf,
+    pub used_bytes: u64,
+    pub inodes_used: u64,
+    pub timestamp: SystemTime,
+}
+
+/// The images of this node. Clones are handles of the same.
+#[derive(Clone)]
+pub struct Images {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) content: Content,
+    pub(crate) snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) claims: Claims,
+    pub(crate) flights: Flights,
+    /// Pulls and syncs that run.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) boot: String,
+    view: RwLock<Arc<View>>,
+    pub(crate) usage: RwLock<FsUsage>,
+}
+
+/// What List, Status and CreateContainer read.
+#[derive(Default)]
+struct View {
+    /// By namespace, then id.
+    images: BTreeMap<Namespace, BTreeMap<Digest, Arc<Image>>>,
+    /// By namespace, then name: tags, digest references and ids.
+    names: BTreeMap<Namespace, BTreeMap<String, Digest>>,
+}
+
+impl Images {
+    /// Opens the images below `config.root`: drops what a crash or a power failure left half done, then publishes.
+    pub async fn open(
+        config: Config,
+        store: Store,
+        snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+    ) -> Result<Images, Error> {
+        let images = tokio::task::spawn_blocking(move || {
+            let boot = ::store::boot_id()?;
+            let content = Content::open(&config.root)?;
+            let torn = boot.clone();
+            let dropped = store.write_blocking(move |conn| rows::drop_torn_blobs(conn, &torn))?;
+            if dropped > 0 {
+                tracing::warn!(
+                    dropped,
+                    "blobs that may not have reached the disk before the last shutdown were dropped"
+                );
+            }
+            let usage = FsUsage {
+                mountpoint: config.filesystem.clone(),
+                used_bytes: 0,
+                inodes_used: 0,
+                timestamp: SystemTime::now(),
+            };
+            let shared = Shared {
+                config,
+                store,
+                content,
+                snapshotters,
+                clients: Arc::new(Clients::default()),
+                claims: Claims::default(),
+                flights: Flights::default(),
+                tasks: TaskTracker::new(),
+                boot,
+                view: RwLock::default(),
+                usage: RwLock::new(usage),
+            };
+            shared.drop_half_unpacked()?;
+            shared.publish()?;
+            Ok::<_, Error>(Images { shared: Arc::new(shared) })
+        })
+        .await
+        .map_err(|source| Error::failed("open the images", source))??;
+        images.collect().await?;
+        Ok(images)
+    }
+
+    /// Fetches and unpacks an image. The same pull by many is done once; it ends when the last of them gives up.
+    pub async fn pull(&self, request: PullRequest) -> Result<Arc<Image>, PullError> {
+        crate::pull::pull(&self.shared, request).await
+    }
+
+    /// The image of this name: an id, a unique prefix of one, `repo`, `repo:tag` or `repo@digest`.
+    pub fn resolve(&self, ns: &Namespace, name: &str) -> Option<Arc<Image>> {
+        let view = self.shared.view();
+        let images = view.images.get(ns)?;
+        let named = |name: &str| view.names.get(ns)?.get(name).and_then(|id| images.get(id)).cloned();
+        if let Some(image) = named(name) {
+            return Some(image);
+        }
+        if let Ok(reference) = Reference::parse(name)
+            && let Some(image) = named(&reference.to_string())
+        {
+            return Some(image);
+        }
+        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+        if prefix.is_empty() || !prefix.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let mut matching = images.iter().filter(|(id, _)| id.hex().starts_with(prefix));
+        match (matching.next(), matching.next()) {
+            (Some((_, image)), None) => Some(image.clone()),
+            (_, _) => None,
+        }
+    }
+
+    /// Every image of the namespace, by id.
+    pub fn list(&self, ns: &Namespace) -> Vec<Arc<Image>> {
+        self.shared.view().images.get(ns).map(|images| images.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Removes the image of this name with all its names. An unknown one is removed. The disk is free when this returns,
+    /// but for layers that containers still use.
+    pub async fn remove(&self, ns: &Namespace, name: &str) -> Result<(), Error> {
+        let Some(image) = self.resolve(ns, name) else { return Ok(()) };
+        let (namespace, id) = (ns.clone(), image.id.clone());
+        self.shared.store.write(move |conn| rows::delete_image(conn, &namespace, &id)).await?;
+        self.refresh().await?;
+        self.collect().await
+    }
+
+    /// What images take up on disk.
+    pub fn filesystem(&self) -> FsUsage {
+        self.shared.usage.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets pulls that run end as if their callers had given up, and waits for them.
+    pub async fn shutdown(&self) {
+        self.shared.flights.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    pub(crate) async fn refresh(&self) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || shared.publish())
+            .await
+            .map_err(|source| Error::failed("publish the images", source))?
+    }
+}
+
+impl Shared {
+    fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn snapshotter(&self, name: Option<&str>) -> Result<&Arc<dyn Snapshotter>, Error> {
+        let name = name.unwrap_or(&self.config.default_snapshotter);
+        self.snapshotters.get(name).ok_or_else(|| {
+            let known = self.snapshotters.keys().cloned().collect::<Vec<_>>().join(", ");
+            Error::Corrupt(format!("snapshotter {name:?} is not one of: {known}"))
+        })
+    }
+
+    /// Layers whose unpacking a crash cut off.
+    fn drop_half_unpacked(&self) -> Result<(), Error> {
+        for snapshotter in self.snapshotters.values() {
+            let ns = Namespace::k8s();
+            let snapshots = snapshotter.list(&ns).map_err(|source| Error::failed("list snapshots", source))?;
+            for info in snapshots.iter().filter(|info| info.key.starts_with(unpack::EXTRACT_PREFIX)) {
+                unpack::discard(snapshotter.as_ref(), &ns, &info.key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds the view from the store. An image whose blobs are not all there is dropped: it must be pulled again.
+    ///
+    /// Serialised by the view's own lock, taken for the whole of it, so that the last to publish has read last.
+    pub(crate) fn publish(&self) -> Result<(), Error> {
+        let mut current = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let (names, contents) =
+            self.store.read_blocking(|conn| Ok::<_, Error>((rows::names(conn)?, rows::contents(conn)?)))?;
+        let mut view = View::default();
+        for (ns, name, id) in names {
+            view.names.entry(ns).or_default().insert(name, id);
+        }
+        for (ns, contents) in contents {
+            let known = current.images.get(&ns).and_then(|images| images.get(&contents.id));
+            match self.build(&ns, &contents, known, view.names.get(&ns)) {
+                Ok(image) => {
+                    view.images.entry(ns).or_default().insert(contents.id, Arc::new(image));
+                }
+                Err(error) => {
+                    tracing::warn!(image = %contents.id, %error, "an image is not complete any more and was dropped");
+                    let (ns, id) = (ns.clone(), contents.id.clone());
+                    self.store.write_blocking(move |conn| rows::delete_image(conn, &ns, &id))?;
+                }
+            }
+        }
+        *current = Arc::new(view);
+        Ok(())
+    }
+
+    fn build(
+        &self,
+        ns: &Namespace,
+        contents: &Contents,
+        known: Option<&Arc<Image>>,
+        names: Option<&BTreeMap<String, Digest>>,
+    ) -> Result<Image, Error> {
+        let config = match known {
+            Some(image) => image.config.clone(),
+            None => {
+                self.check_blobs(ns, contents)?;
+                let bytes = self.content.read(&contents.id)?;
+                serde_json::from_slice(&bytes)
+                    .map_err(|source| Error::failed(format!("read image configuration {}", contents.id), source))?
+            }
+        };
+        let (mut tags, mut digests) = (Vec::new(), Vec::new());
+        for (name, _) in names.into_iter().flatten().filter(|(_, id)| **id == contents.id) {
+            match Reference::parse(name) {
+                Ok(reference) if reference.digest().is_some() => digests.push(name.clone()),
+                // The bare id is a name too, which CRI shows as neither.
+                Ok(_) if *name != contents.id.to_string() => tags.push(name.clone()),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let pinned = tags.iter().chain(&digests).any(|name| self.is_pinned(name));
+        Ok(Image {
+            id: contents.id.clone(),
+            tags,
+            digests,
+            size: contents.size,
+            target: contents.target.clone(),
+            chain_id: contents.chain.last().cloned().unwrap_or_default(),
+            config,
+            pinned,
+        })
+    }
+
+    fn check_blobs(&self, ns: &Namespace, contents: &Contents) -> Result<(), Error> {
+        let present: BTreeSet<Digest> =
+            self.store.read_blocking(|conn| rows::blobs_of(conn, ns))?.into_iter().collect();
+        match contents.blobs.iter().find(|digest| !present.contains(digest) || !self.content.has(digest)) {
+            None => Ok(()),
+            Some(missing) => Err(Error::Corrupt(format!("blob {missing} is missing"))),
+        }
+    }
+
+    fn is_pinned(&self, name: &str) -> bool {
+        self.config.pinned.iter().any(|pinned| Reference::parse(pinned).is_ok_and(|pinned| pinned.to_string() == name))
+    }
+}

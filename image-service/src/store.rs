@@ -1,0 +1,174 @@
+//! The rows: which blobs are on disk, which names an image has, and what an image is made of.
+//!
+//! Every function works inside the caller's transaction. Times are nanoseconds since the epoch.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use store::{
+    Namespace, Schema,
+    rusqlite::{Connection, params},
+};
+
+use crate::{digest::Digest, images::Error};
+
+/// The tables of this crate.
+pub const SCHEMA: Schema = Schema {
+    name: "images",
+    migrations: &["
+        CREATE TABLE blobs (
+            namespace TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            size INTEGER NOT NULL,
+            created INTEGER NOT NULL,
+            -- The boot it was written in, until it is known to be on disk: then NULL.
+            boot TEXT,
+            PRIMARY KEY (namespace, digest)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE images (
+            namespace TEXT NOT NULL,
+            -- A tag, a digest reference, or the bare image id.
+            name TEXT NOT NULL,
+            id TEXT NOT NULL,
+            created INTEGER NOT NULL,
+            updated INTEGER NOT NULL,
+            PRIMARY KEY (namespace, name)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE image_contents (
+            namespace TEXT NOT NULL,
+            id TEXT NOT NULL,
+            -- JSON of `Contents`.
+            contents TEXT NOT NULL,
+            PRIMARY KEY (namespace, id)
+        ) STRICT, WITHOUT ROWID;
+    "],
+};
+
+/// What an image is made of: enough to show it, to run it, and to know what may be deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Contents {
+    /// Digest of the configuration: the image's id.
+    pub(crate) id: Digest,
+    /// What the reference resolved to: a manifest or an index.
+    pub(crate) target: Digest,
+    /// The manifest for this node's platform.
+    pub(crate) manifest: Digest,
+    /// Every blob the image needs, the above included.
+    pub(crate) blobs: Vec<Digest>,
+    /// The chain id of each layer, bottom first: names of committed snapshots.
+    pub(crate) chain: Vec<String>,
+    /// Bytes of manifest, configuration and compressed layers.
+    pub(crate) size: u64,
+}
+
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn has_blob(conn: &Connection, ns: &Namespace, digest: &Digest) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM blobs WHERE namespace = ?1 AND digest = ?2)";
+    Ok(conn.prepare_cached(sql)?.query_row(params![ns, digest.to_string()], |row| row.get(0))?)
+}
+
+pub(crate) fn put_blob(conn: &Connection, ns: &Namespace, digest: &Digest, size: u64, boot: &str) -> Result<(), Error> {
+    // SQLite's integers are signed; no file is larger.
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
+    conn.prepare_cached(
+        "INSERT OR REPLACE INTO blobs (namespace, digest, size, created, boot) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute(params![ns, digest.to_string(), size, now(), boot])?;
+    Ok(())
+}
+
+/// Digests of all namespaces' blobs, each once.
+pub(crate) fn all_blobs(conn: &Connection) -> Result<Vec<Digest>, Error> {
+    let mut statement = conn.prepare_cached("SELECT DISTINCT digest FROM blobs")?;
+    let digests = statement.query_map([], |row| row.get::<_, String>(0))?;
+    digests.map(|digest| parse_digest(&digest?)).collect()
+}
+
+/// Namespaces that have blobs.
+pub(crate) fn namespaces(conn: &Connection) -> Result<Vec<Namespace>, Error> {
+    let mut statement = conn.prepare_cached("SELECT DISTINCT namespace FROM blobs")?;
+    let rows = statement.query_map([], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(crate) fn blobs_of(conn: &Connection, ns: &Namespace) -> Result<Vec<Digest>, Error> {
+    let mut statement = conn.prepare_cached("SELECT digest FROM blobs WHERE namespace = ?1")?;
+    let digests = statement.query_map(params![ns], |row| row.get::<_, String>(0))?;
+    digests.map(|digest| parse_digest(&digest?)).collect()
+}
+
+pub(crate) fn delete_blob(conn: &Connection, ns: &Namespace, digest: &Digest) -> Result<(), Error> {
+    conn.prepare_cached("DELETE FROM blobs WHERE namespace = ?1 AND digest = ?2")?
+        .execute(params![ns, digest.to_string()])?;
+    Ok(())
+}
+
+/// Blobs written in another boot and not known to have reached the disk: their rows go, and with them their data.
+pub(crate) fn drop_torn_blobs(conn: &Connection, boot: &str) -> Result<usize, Error> {
+    Ok(conn.execute("DELETE FROM blobs WHERE boot IS NOT NULL AND boot <> ?1", params![boot])?)
+}
+
+/// Everything that was committed before a sync of the file system is on disk after it.
+pub(crate) fn mark_blobs_durable(conn: &Connection, until: i64) -> Result<(), Error> {
+    conn.execute("UPDATE blobs SET boot = NULL WHERE boot IS NOT NULL AND created <= ?1", params![until])?;
+    Ok(())
+}
+
+pub(crate) fn put_name(conn: &Connection, ns: &Namespace, name: &str, id: &Digest) -> Result<(), Error> {
+    conn.prepare_cached(
+        "INSERT INTO images (namespace, name, id, created, updated) VALUES (?1, ?2, ?3, ?4, ?4)
+         ON CONFLICT (namespace, name) DO UPDATE SET id = excluded.id, updated = excluded.updated",
+    )?
+    .execute(params![ns, name, id.to_string(), now()])?;
+    Ok(())
+}
+
+pub(crate) fn put_contents(conn: &Connection, ns: &Namespace, contents: &Contents) -> Result<(), Error> {
+    let json = serde_json::to_string(contents).map_err(|source| Error::failed("encode an image's contents", source))?;
+    conn.prepare_cached("INSERT OR REPLACE INTO image_contents (namespace, id, contents) VALUES (?1, ?2, ?3)")?
+        .execute(params![ns, contents.id.to_string(), json])?;
+    Ok(())
+}
+
+/// Removes the image and all its names.
+pub(crate) fn delete_image(conn: &Connection, ns: &Namespace, id: &Digest) -> Result<(), Error> {
+    for sql in [
+        "DELETE FROM images WHERE namespace = ?1 AND id = ?2",
+        "DELETE FROM image_contents WHERE namespace = ?1 AND id = ?2",
+    ] {
+        conn.prepare_cached(sql)?.execute(params![ns, id.to_string()])?;
+    }
+    Ok(())
+}
+
+/// `(namespace, name, id)` of every name.
+pub(crate) fn names(conn: &Connection) -> Result<Vec<(Namespace, String, Digest)>, Error> {
+    let mut statement = conn.prepare_cached("SELECT namespace, name, id FROM images")?;
+    let rows = statement
+        .query_map([], |row| Ok((row.get::<_, Namespace>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?;
+    rows.map(|row| {
+        let (ns, name, id) = row?;
+        Ok((ns, name, parse_digest(&id)?))
+    })
+    .collect()
+}
+
+pub(crate) fn contents(conn: &Connection) -> Result<Vec<(Namespace, Contents)>, Error> {
+    let mut statement = conn.prepare_cached("SELECT namespace, contents FROM image_contents")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, Namespace>(0)?, row.get::<_, String>(1)?)))?;
+    rows.map(|row| {
+        let (ns, json) = row?;
+        let contents =
+            serde_json::from_str(&json).map_err(|source| Error::failed("decode an image's contents", source))?;
+        Ok((ns, contents))
+    })
+    .collect()
+}
+
+fn parse_digest(text: &str) -> Result<Digest, Error> {
+    Digest::parse(text).map_err(|source| Error::failed(format!("read the digest {text:?} of a row"), source))
+}
