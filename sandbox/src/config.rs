@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use store::Namespace;
+use ::store::Namespace;
 
 /// Everything that [`crate::Pods`] needs to know and that does not change while it runs.
 #[derive(Clone, Debug)]

@@ -1,21 +1,42 @@
 //! Pods and containers: one owner task a pod, operations, OCI spec, CNI, the launch of shims, recovery.
 //!
 //! This crate knows neither gRPC nor registries. An image reaches it as a value ([`model::Image`]).
+//!
+//! ```text
+//! Pods (pods.rs) ─► owner.rs ─► machine.rs decides ─► ops/<verb>.rs acts on world.rs ─► launcher, network, node, snapshots
+//!        ▲             └─► record.rs in store.rs, view.rs               └─► teardown.rs undoes
+//!        └── recover.rs, once
+//! ```
 
+mod bundle;
 mod config;
 pub mod error;
 pub mod files;
 pub mod host;
+pub mod launcher;
+mod machine;
 pub mod model;
 pub mod netns;
 pub mod network;
+pub mod node;
 pub mod oci;
+mod ops;
+mod owner;
+mod paths;
 mod pods;
+mod record;
+mod recover;
 mod request;
 mod session;
+mod signal;
+mod store;
+mod teardown;
 mod view;
+mod volumes;
+mod world;
 
 pub use config::{Config, Handler, Timeouts};
 pub use error::Error;
 pub use pods::Pods;
 pub use session::{ExitStatus, Output, Session};
+pub use store::SCHEMA;

@@ -14,14 +14,26 @@ use std::{
     time::Duration,
 };
 
+use ::store::Store;
+use snapshotter::Snapshotter;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Error, Session,
+    Config, Error, Session,
+    host::Host,
+    launcher::Launcher,
     model::{ContainerSpec, ContainerView, ExecOutput, Id, Image, PodSpec, PodView, StreamRequest},
+    network::Network,
+    node::{Node, ThisNode},
+    owner::Owner,
+    paths::Paths,
+    record::PodRecord,
+    recover::{self, Recovered},
     request::{ContainerRequest, Create, Gone, INBOX, Inbox, Reply, Request, Run, ask},
+    store::Rows,
     view::{Views, by_prefix},
+    world::World,
 };
 
 /// All pods of this node and their containers. Clones are handles of the same.
@@ -31,11 +43,60 @@ pub struct Pods {
 }
 
 impl Pods {
+    /// Recovers what an earlier process left, and answers when every pod is in its place.
+    ///
+    /// `store` has been opened with [`crate::SCHEMA`].
+    pub async fn open(
+        config: Config,
+        store: Store,
+        snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+        network: Arc<dyn Network>,
+        launcher: Arc<dyn Launcher>,
+    ) -> Result<Pods, Error> {
+        Pods::open_on(Arc::new(ThisNode), config, store, snapshotters, network, launcher).await
+    }
+
+    /// [`Pods::open`] on another machine than this one, for tests that count effects.
+    pub async fn open_on(
+        node: Arc<dyn Node>,
+        config: Config,
+        store: Store,
+        snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+        network: Arc<dyn Network>,
+        launcher: Arc<dyn Launcher>,
+    ) -> Result<Pods, Error> {
+        let host = tokio::task::spawn_blocking(Host::read);
+        let host = host.await.map_err(|error| Error::failed("read facts about the host", error))??;
+        let world = Arc::new(World {
+            paths: Paths::new(&config),
+            rows: Rows::new(store, config.namespace.clone()),
+            boot: ::store::boot_id().map_err(|error| Error::failed("read the boot id", error))?,
+            config,
+            snapshotters,
+            network,
+            launcher,
+            node,
+            host,
+        });
+        let recovered = recover::all(&world).await?;
+        let shared = Arc::new(Shared {
+            world,
+            views: Views::default(),
+            closing: CancellationToken::new(),
+            index: Mutex::default(),
+            owners: TaskTracker::new(),
+        });
+        for pod in recovered {
+            shared.adopt(pod);
+        }
+        Ok(Pods { shared })
+    }
+
     /// Makes and starts a pod. The same request while it is being made joins; once it is ready, answers its id.
     pub async fn run(&self, spec: PodSpec, image: Image) -> Result<Id, Error> {
         let run = Box::new(Run { spec, image });
         loop {
-            let inbox = self.shared.inbox_of_name(&run.spec.name.key())?;
+            let inbox = self.shared.inbox_for(&run)?;
             // The pod of this name may end its owner at this moment, being removed: then its name is free.
             if let Ok(answer) = ask(&inbox, |reply| Request::Run(run.clone(), reply)).await {
                 return answer;
@@ -127,6 +188,11 @@ impl Pods {
         self.shared.views.container(id_or_prefix)
     }
 
+    /// Whether pods can get a network now; the error's text is for CRI's Status.
+    pub async fn network_ready(&self) -> Result<(), Error> {
+        self.shared.world.network.ready().await
+    }
+
     /// Takes no further request, lets every owner finish what it does, and returns. Containers and shims go on.
     pub async fn shutdown(self) {
         self.shared.closing.cancel();
@@ -134,11 +200,7 @@ impl Pods {
         self.shared.owners.wait().await;
     }
 
-    async fn of_container<T>(
-        &self,
-        id: &str,
-        request: impl FnOnce(Reply<T>) -> ContainerRequest,
-    ) -> Result<T, Error> {
+    async fn of_container<T>(&self, id: &str, request: impl FnOnce(Reply<T>) -> ContainerRequest) -> Result<T, Error> {
         let (id, inbox) = self.shared.container(id)?;
         let asked = ask(&inbox, |reply| Request::Container(id.clone(), request(reply))).await;
         self.shared.gone_is_missing("container", &id, asked)
@@ -156,6 +218,7 @@ fn found<T>(looked_up: Result<T, Error>) -> Result<Option<T>, Error> {
 
 /// What the handles and the owners have in common.
 pub(crate) struct Shared {
+    world: Arc<World>,
     pub(crate) views: Views,
     /// Cancelled when the daemon shuts down: owners finish what runs and take nothing new.
     pub(crate) closing: CancellationToken,
@@ -173,18 +236,57 @@ struct Index {
 
 impl Shared {
     /// The owner of the pod of this name, started now if there is none.
-    fn inbox_of_name(&self, name: &str) -> Result<Inbox, Error> {
+    fn inbox_for(self: &Arc<Shared>, run: &Run) -> Result<Inbox, Error> {
         self.check_open()?;
+        let name = run.spec.name.key();
         let mut index = self.index();
-        if let Some(inbox) = index.names.get(name).and_then(|id| index.pods.get(id)) {
+        if let Some(inbox) = index.names.get(&name).and_then(|id| index.pods.get(id)) {
             return Ok(inbox.clone());
         }
         let id = Id::random().map_err(|source| Error::failed("make an id for the pod", source))?;
+        let pod = PodRecord::new(&self.world.config, &self.world.boot, id, run.clone())?;
+        Ok(self.start_owner(&mut index, Owner::new(Arc::clone(&self.world), Arc::clone(self), pod.clone()), &pod))
+    }
+
+    /// Starts the owner of a pod that was recovered.
+    fn adopt(self: &Arc<Shared>, recovered: Recovered) {
+        let Recovered { pod, containers, shim } = recovered;
+        let created = containers.iter().filter(|container| container.state.is_some());
+        let created: Vec<Id> = created.map(|container| container.id.clone()).collect();
+        let owner = Owner::recovered(Arc::clone(&self.world), Arc::clone(self), pod.clone(), containers, shim);
+        let mut index = self.index();
+        for id in created {
+            index.containers.insert(id, pod.id.clone());
+        }
+        self.start_owner(&mut index, owner, &pod);
+    }
+
+    fn start_owner(&self, index: &mut Index, owner: Owner, pod: &PodRecord) -> Inbox {
         let (inbox, requests) = mpsc::channel(INBOX);
-        index.names.insert(name.to_owned(), id.clone());
-        index.pods.insert(id.clone(), inbox.clone());
-        drop(requests);
-        Ok(inbox)
+        index.names.insert(pod.spec.name.key(), pod.id.clone());
+        index.pods.insert(pod.id.clone(), inbox.clone());
+        self.owners.spawn(owner.run(requests));
+        inbox
+    }
+
+    pub(crate) fn add_container(&self, id: &Id, pod: &Id) {
+        self.index().containers.insert(id.clone(), pod.clone());
+    }
+
+    pub(crate) fn forget_container(&self, id: &Id) {
+        self.index().containers.remove(id);
+    }
+
+    /// Frees a removed pod's name and id. Nobody finds its owner after this.
+    pub(crate) fn forget_pod(&self, pod: &PodRecord) {
+        let mut index = self.index();
+        index.pods.remove(&pod.id);
+        index.containers.retain(|_, of| *of != pod.id);
+        let name = pod.spec.name.key();
+        // Called again when the owner ends: by then the name may be another pod's.
+        if index.names.get(&name) == Some(&pod.id) {
+            index.names.remove(&name);
+        }
     }
 
     fn pod(&self, prefix: &str) -> Result<(Id, Inbox), Error> {
@@ -213,7 +315,12 @@ impl Shared {
         asked.unwrap_or_else(|Gone| self.check_open())
     }
 
-    fn gone_is_missing<T>(&self, kind: &'static str, id: &Id, asked: Result<Result<T, Error>, Gone>) -> Result<T, Error> {
+    fn gone_is_missing<T>(
+        &self,
+        kind: &'static str,
+        id: &Id,
+        asked: Result<Result<T, Error>, Gone>,
+    ) -> Result<T, Error> {
         asked.unwrap_or_else(|Gone| {
             self.check_open()?;
             Err(Error::NotFound { kind, id: id.to_string() })

@@ -20,6 +20,30 @@ pub struct Session {
     pub exit: ExitStatus,
 }
 
+/// The daemon's ends of a session.
+#[derive(Debug)]
+pub(crate) struct Far {
+    pub(crate) stdin: Option<mpsc::Receiver<Bytes>>,
+    pub(crate) output: mpsc::Sender<Output>,
+    pub(crate) resize: mpsc::Receiver<(u16, u16)>,
+    /// Closed when the session was given up.
+    pub(crate) exit: oneshot::Sender<Result<i32, Error>>,
+}
+
+/// Pieces that wait in each direction. Beyond it the writer waits, and with it the process.
+const PIECES: usize = 16;
+
+/// A session and its far ends.
+pub(crate) fn pair(with_stdin: bool) -> (Session, Far) {
+    let (stdin, stdin_far) = mpsc::channel(PIECES);
+    let (output_far, output) = mpsc::channel(PIECES);
+    let (resize, resize_far) = mpsc::channel(PIECES);
+    let (exit_far, exit) = oneshot::channel();
+    let session = Session { stdin: with_stdin.then_some(stdin), output, resize, exit: ExitStatus(exit) };
+    let far = Far { stdin: with_stdin.then_some(stdin_far), output: output_far, resize: resize_far, exit: exit_far };
+    (session, far)
+}
+
 /// A piece of what the process wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {

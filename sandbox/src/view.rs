@@ -93,11 +93,14 @@ pub(crate) fn by_prefix<'m, T>(
     if prefix.is_empty() {
         return Err(missing());
     }
-    let mut matches =
-        map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).take_while(|(id, _)| id.as_str().starts_with(prefix));
+    let mut matches = map
+        .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+        .take_while(|(id, _)| id.as_str().starts_with(prefix));
     let first = matches.next().ok_or_else(missing)?;
     match matches.next() {
         None => Ok(first),
-        Some(_) => Err(Error::Invalid(format!("{kind} {prefix:?}: more than one id starts with this; give more of it"))),
+        Some(_) => {
+            Err(Error::Invalid(format!("{kind} {prefix:?}: more than one id starts with this; give more of it")))
+        }
     }
 }

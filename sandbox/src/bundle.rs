@@ -1,0 +1,59 @@
+//! A container's bundle: snapshot, root file system, `config.json`. Written here, read by shim and OCI runtime only.
+//!
+//! The daemon mounts the root itself, so that what the image says about users and volumes is read beneath it before the
+//! runtime sees it. All functions block.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use std::os::fd::AsFd;
+
+use oci_spec::runtime::Spec;
+use snapshotter::Labels;
+
+use crate::{
+    Error,
+    model::{ContainerUser, Id, Image, RunAs},
+    oci::user,
+    record::PodRecord,
+    world::World,
+};
+
+/// Makes snapshot and bundle and mounts the root; answers where.
+pub(crate) fn make(world: &World, pod: &PodRecord, id: &Id, image: &Image) -> Result<PathBuf, Error> {
+    let snapshotter = world.snapshotter(&pod.snapshotter)?;
+    let parent = (!image.chain_id.is_empty()).then_some(image.chain_id.as_str());
+    let mounts =
+        snapshotter.prepare(&world.config.namespace, id.as_str(), parent, &Labels::new()).map_err(|error| {
+            Error::failed(format!("prepare the root file system of {id} from image {}", image.name), error)
+        })?;
+    let rootfs = world.paths.rootfs(id);
+    world.node.make_dir(&world.paths.bundle(id), 0o700)?;
+    world.node.make_dir(&rootfs, 0o711)?;
+    world.node.mount(&mounts, &rootfs)?;
+    Ok(rootfs)
+}
+
+/// Opens a mounted root. Everything below it is then reached through this only.
+pub(crate) fn open_root(rootfs: &Path) -> Result<File, Error> {
+    File::open(rootfs).map_err(|error| Error::failed(format!("open {}", rootfs.display()), error))
+}
+
+/// Who a process of the image in `root` runs as.
+pub(crate) fn resolve_user(root: &File, run_as: &RunAs, image: &Image) -> Result<ContainerUser, Error> {
+    let files = user::read_files(root.as_fd())?;
+    let image_user = image.config.config().as_ref().and_then(|config| config.user().as_deref()).unwrap_or_default();
+    user::resolve(run_as, image_user, &files)
+}
+
+/// Writes `config.json`; answers what it holds.
+pub(crate) fn write_config(world: &World, id: &Id, spec: &Spec) -> Result<serde_json::Value, Error> {
+    let failed = |error: io::Error| Error::failed(format!("write the OCI spec of {id}"), error);
+    let value = serde_json::to_value(spec).map_err(|error| failed(error.into()))?;
+    let text = serde_json::to_vec(&value).map_err(|error| failed(error.into()))?;
+    fs::write(world.paths.bundle(id).join("config.json"), text).map_err(failed)?;
+    Ok(value)
+}

@@ -1,0 +1,301 @@
+//! The real launcher: a shim's binary run by the shim crate, and its tasks called over ttrpc.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::future::BoxFuture;
+use shim::{
+    bootstrap::Bootstrap,
+    client::{Extension, TaskClient},
+    launch::{Launch, LaunchError, open_log},
+    proto::{Timestamp, process, runc, task, to_any},
+    ttrpc::{Code, Status},
+};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Bundle, Clients, Launcher, NewTask, Shim, TaskExit, TaskState};
+use crate::{Config, Error, Handler, model::Id};
+
+/// Runs shims of any runtime that speaks containerd's shim protocol over ttrpc.
+#[derive(Clone, Debug)]
+pub struct ShimLauncher {
+    config: Arc<Config>,
+}
+
+impl ShimLauncher {
+    pub fn new(config: Config) -> ShimLauncher {
+        ShimLauncher { config: Arc::new(config) }
+    }
+
+    fn launch(&self, bundle: &Bundle) -> Result<Launch, Error> {
+        Ok(Launch {
+            binary: binary(&bundle.handler, &self.config.shim_search)?,
+            namespace: self.config.namespace.to_string(),
+            id: bundle.id.to_string(),
+            bundle: bundle.path.clone(),
+            grpc_address: self.config.grpc_address.to_string_lossy().into_owned(),
+            ttrpc_address: self.config.ttrpc_address.to_string_lossy().into_owned(),
+            debug: false,
+            options: Some(to_any(&options(&bundle.handler))),
+            deadline: self.config.timeouts.launch,
+        })
+    }
+
+    async fn connect(&self, bundle: &Bundle, bootstrap: &Bootstrap) -> Result<Arc<dyn Shim>, Status> {
+        let connecting = TaskClient::connect_to(bootstrap, self.config.namespace.as_str());
+        let tasks = tokio::time::timeout(self.config.timeouts.reconnect, connecting)
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("the shim did not take the connection")))?;
+        let extension = Extension::of_shim(tasks.connection().clone(), bootstrap)?;
+        let log = copy_log(bundle.id.clone(), &bundle.path);
+        Ok(Arc::new(Connected { clients: Clients { tasks, extension }, timeout: self.config.timeouts.task, _log: log }))
+    }
+}
+
+impl Launcher for ShimLauncher {
+    fn launch(&self, bundle: Bundle) -> BoxFuture<'_, Result<Arc<dyn Shim>, Error>> {
+        Box::pin(async move {
+            let failed =
+                |error: LaunchError| Error::failed(format!("start the shim of pod sandbox {}", bundle.id), error);
+            let bootstrap = ShimLauncher::launch(self, &bundle)?.start().await.map_err(failed)?;
+            let connected = self.connect(&bundle, &bootstrap).await;
+            connected.map_err(|error| Error::failed(format!("connect to the shim of pod sandbox {}", bundle.id), error))
+        })
+    }
+
+    fn reconnect(&self, bundle: Bundle) -> BoxFuture<'_, Result<Option<Arc<dyn Shim>>, Error>> {
+        Box::pin(async move {
+            let path = bundle.path.clone();
+            let read = tokio::task::spawn_blocking(move || Bootstrap::read(&path)).await;
+            let bootstrap = read
+                .map_err(|error| Error::failed("read a shim's address", error))?
+                .map_err(|error| Error::failed(format!("read the address of shim {}", bundle.id), error))?;
+            let Some(bootstrap) = bootstrap else { return Ok(None) };
+            match self.connect(&bundle, &bootstrap).await {
+                Ok(shim) => Ok(Some(shim)),
+                Err(status) if matches!(status.code, Code::Unavailable | Code::DeadlineExceeded) => {
+                    tracing::warn!(pod = %bundle.id, error = %status, "the shim does not answer");
+                    Ok(None)
+                }
+                Err(status) => Err(Error::failed(format!("connect to shim {}", bundle.id), status)),
+            }
+        })
+    }
+
+    fn clean_up(&self, bundle: Bundle) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            // config.json is what the OCI runtime was given: without it nothing was ever run from this bundle.
+            if !bundle.path.join("config.json").exists() {
+                return Ok(());
+            }
+            // A shim that is not installed has never run, and cannot keep its pods from being removed.
+            let Ok(launch) = ShimLauncher::launch(self, &bundle) else { return Ok(()) };
+            match launch.delete().await {
+                Ok(_) | Err(LaunchError::Missing { .. }) => Ok(()),
+                Err(error) => Err(Error::failed(format!("clean up after the shim of {}", bundle.id), error)),
+            }
+        })
+    }
+}
+
+/// A connection to a shim.
+struct Connected {
+    clients: Clients,
+    timeout: Duration,
+    /// Ends with the connection. The FIFO stays open in the shim, so no line is lost to a closed pipe.
+    _log: Option<AbortOnDropHandle<()>>,
+}
+
+impl Connected {
+    fn timed(&self) -> TaskClient {
+        self.clients.tasks.with_timeout(self.timeout)
+    }
+}
+
+impl Shim for Connected {
+    fn create(&self, new: NewTask) -> BoxFuture<'_, Result<i32, Error>> {
+        Box::pin(async move {
+            let request = task::CreateTaskRequest {
+                id: new.id.clone(),
+                bundle: new.bundle.to_string_lossy().into_owned(),
+                terminal: new.terminal,
+                stdin: new.stdin,
+                stdout: new.stdout,
+                stderr: new.stderr,
+                options: Some(to_any(&options(&new.handler))),
+                ..task::CreateTaskRequest::default()
+            };
+            let created = self.timed().create(&request).await;
+            created.map(|made| pid(made.pid)).map_err(|status| failed("create", &new.id, status))
+        })
+    }
+
+    fn start<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<i32, Error>> {
+        Box::pin(async move {
+            let started = self.timed().start(id.as_str(), "").await;
+            started.map(|started| pid(started.pid)).map_err(|status| failed("start", id.as_str(), status))
+        })
+    }
+
+    fn state<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<Option<TaskState>, Error>> {
+        Box::pin(async move {
+            let state = match self.timed().state(id.as_str(), "").await {
+                Err(status) if status.code == Code::NotFound => return Ok(None),
+                state => state.map_err(|status| failed("ask the state of", id.as_str(), status))?,
+            };
+            Ok(Some(match state.status() {
+                process::Status::Created => TaskState::Created,
+                // The shim's Wait answers at once, and knows what State does not: whether memory was the reason.
+                process::Status::Stopped => TaskState::Stopped(self.wait(id).await?),
+                process::Status::Running
+                | process::Status::Paused
+                | process::Status::Pausing
+                | process::Status::Unknown => TaskState::Running { pid: pid(state.pid) },
+            }))
+        })
+    }
+
+    fn wait<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<TaskExit, Error>> {
+        Box::pin(async move {
+            let failed = |status| failed("wait for", id.as_str(), status);
+            match self.clients.extension.wait(id.as_str(), "").await {
+                Ok(exit) => Ok(task_exit(exit.exit_status, exit.exited_at, exit.oom_killed)),
+                // A foreign shim: its own Wait does not say whether memory was the reason.
+                Err(status) if status.code == Code::Unimplemented => {
+                    let exit = self.clients.tasks.wait(id.as_str(), "").await.map_err(failed)?;
+                    Ok(task_exit(exit.exit_status, exit.exited_at, false))
+                }
+                Err(status) => Err(failed(status)),
+            }
+        })
+    }
+
+    fn kill<'a>(&'a self, id: &'a Id, signal: i32) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let request =
+                task::KillRequest { id: id.to_string(), signal: signal.unsigned_abs(), ..task::KillRequest::default() };
+            match self.timed().kill(&request).await {
+                Err(status) if status.code == Code::NotFound => Ok(()),
+                killed => killed.map_err(|status| failed("kill", id.as_str(), status)),
+            }
+        })
+    }
+
+    fn delete<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            match self.timed().delete(id.as_str(), "").await {
+                Err(status) if status.code == Code::NotFound => Ok(()),
+                deleted => deleted.map(drop).map_err(|status| failed("delete", id.as_str(), status)),
+            }
+        })
+    }
+
+    fn shutdown<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let ended = self.timed().shutdown(id.as_str()).await;
+            ended.map_err(|status| Error::failed(format!("shut down shim {id}"), status))
+        })
+    }
+
+    fn clients(&self) -> Option<Clients> {
+        Some(self.clients.clone())
+    }
+}
+
+fn failed(verb: &str, id: &str, status: Status) -> Error {
+    let what = format!("{verb} task {id}");
+    match status.code {
+        Code::Unavailable => Error::Unavailable(format!("{what}: {}", status.message)),
+        _ => Error::failed(what, status),
+    }
+}
+
+/// Linux pids fit; a shim that sends more has none.
+fn pid(pid: u32) -> i32 {
+    i32::try_from(pid).unwrap_or(0)
+}
+
+fn task_exit(status: u32, at: Option<Timestamp>, oom_killed: bool) -> TaskExit {
+    let at = at.and_then(|at| SystemTime::try_from(at).ok()).unwrap_or_else(SystemTime::now);
+    TaskExit { code: i32::try_from(status).unwrap_or(255), at, oom_killed }
+}
+
+fn options(handler: &Handler) -> runc::Options {
+    runc::Options {
+        no_pivot_root: handler.no_pivot_root,
+        no_new_keyring: handler.no_new_keyring,
+        binary_name: handler.binary_name.clone(),
+        root: handler.root.clone(),
+        systemd_cgroup: handler.systemd_cgroup,
+        ..runc::Options::default()
+    }
+}
+
+/// Where a handler's shim is: its configured path, or the binary that its type names (`io.containerd.runc.v2` is
+/// `containerd-shim-runc-v2`), in the given directories and then in `PATH`.
+fn binary(handler: &Handler, search: &[PathBuf]) -> Result<PathBuf, Error> {
+    if let Some(path) = &handler.runtime_path {
+        return Ok(path.clone());
+    }
+    let kind = &handler.runtime_type;
+    if kind.starts_with('/') {
+        return Ok(PathBuf::from(kind));
+    }
+    let mut parts = kind.rsplit('.');
+    let (Some(version), Some(name), Some(_)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(Error::Invalid(format!(
+            "runtime type {kind:?} is neither a path nor of the form io.containerd.runc.v2"
+        )));
+    };
+    let binary = format!("containerd-shim-{name}-{version}");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found =
+        search.iter().cloned().chain(env::split_paths(&path)).map(|dir| dir.join(&binary)).find(|at| at.is_file());
+    found.ok_or_else(|| {
+        Error::plain(format!("runtime {kind:?}: shim {binary} is not installed in PATH or beside the daemon"))
+    })
+}
+
+/// A shim blocks when its log FIFO is full, so its lines are read as long as it is connected, and shown as ours.
+fn copy_log(pod: Id, bundle: &Path) -> Option<AbortOnDropHandle<()>> {
+    let log = match open_log(bundle) {
+        Ok(log) => log,
+        Err(error) => {
+            tracing::warn!(pod = %pod, error = &error as &dyn std::error::Error, "the shim's log cannot be read");
+            return None;
+        }
+    };
+    let copy = async move {
+        let mut lines = BufReader::new(log).lines();
+        // An error ends the copy as the end of the file does: there is nothing else to do with a broken FIFO.
+        while let Ok(Some(line)) = lines.next_line().await {
+            tracing::info!(pod = %pod, line, "shim");
+        }
+    };
+    Some(AbortOnDropHandle::new(tokio::spawn(copy)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_type_names_the_binary_and_the_first_directory_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("containerd-shim-runc-v2");
+        std::fs::write(&at, "").unwrap();
+        let of = |kind: &str| Handler { runtime_type: kind.into(), ..Handler::default() };
+        let search = [dir.path().to_owned()];
+        assert_eq!(binary(&of("io.containerd.runc.v2"), &search).unwrap(), at);
+        assert_eq!(binary(&of("/opt/shim"), &search).unwrap(), PathBuf::from("/opt/shim"));
+        assert!(binary(&of("runc"), &search).is_err());
+        assert!(
+            binary(&of("io.containerd.nope.v1"), &search).unwrap_err().to_string().contains("containerd-shim-nope-v1")
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! CreateContainer: directory, snapshot, volumes of the image, OCI spec, bundle. Nothing runs yet.
+
+use std::sync::Arc;
+
+use crate::{
+    Error, bundle,
+    model::{ContainerUser, Id},
+    oci::{self, ContainerInput, devices, mounts, seccomp},
+    ops::Undone,
+    record::{ContainerRecord, PodRecord},
+    teardown::{self, Task},
+    volumes,
+    world::{Operation, World, handler_options},
+};
+
+/// What a created container has.
+pub(crate) struct Created {
+    pub(crate) user: ContainerUser,
+    pub(crate) oci_spec: serde_json::Value,
+}
+
+/// Prepares the container, or leaves nothing of it. `target_pid`: see [`ContainerInput`].
+pub(crate) async fn run(
+    world: Arc<World>,
+    pod: PodRecord,
+    container: ContainerRecord,
+    target_pid: Option<i32>,
+    again: bool,
+    operation: Operation,
+) -> Result<Created, Undone> {
+    if again && let Some(error) = undo(&world, &pod, &container.id).await {
+        return Err(Undone { left: Some(error.clone()), error, network_returned: false });
+    }
+    let (on, of, record) = (Arc::clone(&world), pod.clone(), container.clone());
+    let made = operation.blocking(move || make(&on, &of, &record, target_pid));
+    match operation.until_interrupted(made).await {
+        Ok(created) => Ok(created),
+        Err(error) => {
+            let left = undo(&world, &pod, &container.id).await;
+            Err(Undone { error, left, network_returned: false })
+        }
+    }
+}
+
+async fn undo(world: &Arc<World>, pod: &PodRecord, id: &Id) -> Option<Error> {
+    teardown::container(world, pod, id, Task::None).await.complete(&format!("container {id}")).err()
+}
+
+/// Blocks.
+fn make(
+    world: &World,
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    target_pid: Option<i32>,
+) -> Result<Created, Error> {
+    let (id, request) = (&container.id, &container.spec);
+    let handler = handler_options(world.handler(&pod.handler)?);
+    // What can be refused without an effect is refused before the first one.
+    let mut resolved = mounts::resolve_sources(&request.mounts)?;
+    let devices = devices::resolve(request, &handler)?;
+    let profile = seccomp::read_profile(&request.seccomp)?;
+    world.node.make_dir(&world.paths.container_root(id), 0o755)?;
+    let rootfs = bundle::make(world, pod, id, &container.image)?;
+    let root = bundle::open_root(&rootfs)?;
+    let user = bundle::resolve_user(&root, &request.run_as, &container.image)?;
+    resolved.extend(volumes::make(world, container, &root, &resolved)?);
+    let mut pod_spec = pod.spec.clone();
+    pod_spec.cgroup_parent = world.cgroup_parent(pod).to_owned();
+    let netns = world.netns(pod);
+    let spec = oci::container(&ContainerInput {
+        id,
+        container: request,
+        image: &container.image,
+        sandbox_id: &pod.id,
+        pod: &pod_spec,
+        sandbox_pid: pod
+            .pid
+            .ok_or_else(|| Error::Precondition(format!("sandbox container {:?} is not running", pod.id.as_str())))?,
+        netns: netns.as_deref(),
+        target_pid,
+        files: &world.paths.pod_files(&pod.id, pod.host_ipc()),
+        user: &user,
+        mounts: &resolved,
+        devices: &devices,
+        host: &world.host,
+        handler: &handler,
+        oci_version: oci::OCI_VERSION,
+        seccomp: profile.as_ref(),
+    })?;
+    let oci_spec = bundle::write_config(world, id, &spec)?;
+    Ok(Created { user, oci_spec })
+}

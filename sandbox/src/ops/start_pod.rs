@@ -1,0 +1,127 @@
+//! RunPodSandbox: the pinned namespace, then CNI beside the pause container's preparation, then its start.
+
+use std::sync::Arc;
+
+use snapshotter::Mount;
+
+use crate::{
+    Error, bundle, files,
+    launcher::{NewTask, Shim},
+    model::PodNetwork,
+    oci::{self, PodInput, seccomp},
+    ops::Undone,
+    record::PodRecord,
+    teardown,
+    world::{Operation, World, handler_options, within},
+};
+
+/// What a started pod has.
+pub(crate) struct Started {
+    pub(crate) network: PodNetwork,
+    pub(crate) pid: i32,
+    pub(crate) oci_spec: serde_json::Value,
+    pub(crate) shim: Arc<dyn Shim>,
+}
+
+/// Starts the pod, or leaves nothing of it. `again` says that an earlier start may have left something.
+pub(crate) async fn run(
+    world: Arc<World>,
+    pod: PodRecord,
+    again: bool,
+    operation: Operation,
+) -> Result<Started, Undone> {
+    if again {
+        let left = undo(&world, &pod).await;
+        if let Some(error) = left.0 {
+            return Err(Undone { left: Some(error.clone()), error, network_returned: left.1 });
+        }
+    }
+    let started = operation.until_interrupted(start(&world, &pod, &operation)).await;
+    match started {
+        Ok(started) => Ok(started),
+        Err(error) => {
+            let (left, network_returned) = undo(&world, &pod).await;
+            Err(Undone { error, left, network_returned })
+        }
+    }
+}
+
+async fn undo(world: &Arc<World>, pod: &PodRecord) -> (Option<Error>, bool) {
+    let torn = teardown::pod(world, pod, &[], None).await;
+    let root = teardown::pod_root(world, &pod.id).await;
+    (torn.complete(&format!("pod sandbox {}", pod.id)).and(root).err(), torn.network_returned)
+}
+
+async fn start(world: &Arc<World>, pod: &PodRecord, operation: &Operation) -> Result<Started, Error> {
+    if let Some(netns) = world.netns(pod) {
+        let node = Arc::clone(&world.node);
+        operation.blocking(move || node.pin_netns(&netns)).await?;
+    }
+    let (network, (oci_spec, shim)) = tokio::try_join!(attach(world, pod), make_pause(world, pod, operation))?;
+    let (starting, id) = (Arc::clone(&shim), pod.id.clone());
+    let pid = operation.step(async move { starting.start(&id).await }).await?;
+    Ok(Started { network, pid, oci_spec, shim })
+}
+
+async fn attach(world: &World, pod: &PodRecord) -> Result<PodNetwork, Error> {
+    if pod.host_network() {
+        return Ok(PodNetwork::default());
+    }
+    let attached = world.network.attach(world.attachment(pod));
+    within(world.config.timeouts.network, || format!("set up the network of pod sandbox {}", pod.id), attached).await
+}
+
+async fn make_pause(
+    world: &Arc<World>,
+    pod: &PodRecord,
+    operation: &Operation,
+) -> Result<(serde_json::Value, Arc<dyn Shim>), Error> {
+    let (for_files, record) = (Arc::clone(world), pod.clone());
+    let oci_spec = operation.blocking(move || write_files(&for_files, &record)).await?;
+    let bundle = world.bundle(pod, &pod.id);
+    let (world, path, handler) = (Arc::clone(world), bundle.path.clone(), bundle.handler.clone());
+    let task = NewTask { id: pod.id.to_string(), bundle: path, handler, ..NewTask::default() };
+    let created = operation.step(async move {
+        let shim = world.launcher.launch(bundle).await?;
+        // The pid of a created container is that of the OCI runtime's init; the start answers with the same.
+        shim.create(task).await.map(|_| shim)
+    });
+    Ok((oci_spec, created.await?))
+}
+
+/// The pod's directories and files, and the pause container's bundle. Blocks.
+fn write_files(world: &World, pod: &PodRecord) -> Result<serde_json::Value, Error> {
+    let files = world.paths.pod_files(&pod.id, pod.host_ipc());
+    world.node.make_dir(&world.paths.pod_root(&pod.id), 0o755)?;
+    world.node.make_dir(&world.paths.pod_state(&pod.id), 0o755)?;
+    files::write(&files, &pod.spec.hostname, &world.host.hostname, pod.spec.dns.as_ref())?;
+    if !pod.host_ipc() {
+        world.node.make_dir(&files.shm, 0o755)?;
+        world.node.mount(&[shm()], &files.shm)?;
+    }
+    let rootfs = bundle::make(world, pod, &pod.id, &pod.image)?;
+    let user = bundle::resolve_user(&bundle::open_root(&rootfs)?, &pod.spec.run_as, &pod.image)?;
+    let profile = seccomp::read_profile(&pod.spec.seccomp)?;
+    let mut spec = pod.spec.clone();
+    spec.cgroup_parent = world.cgroup_parent(pod).to_owned();
+    let netns = world.netns(pod);
+    let spec = oci::pod(&PodInput {
+        id: &pod.id,
+        pod: &spec,
+        image: &pod.image,
+        user: &user,
+        netns: netns.as_deref(),
+        files: &files,
+        host: &world.host,
+        handler: &handler_options(world.handler(&pod.handler)?),
+        oci_version: oci::OCI_VERSION,
+        seccomp: profile.as_ref(),
+    })?;
+    bundle::write_config(world, &pod.id, &spec)
+}
+
+/// The pod's `/dev/shm`: what containers expect everywhere, 64 MiB.
+fn shm() -> Mount {
+    let options = ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"];
+    Mount { fstype: "tmpfs".into(), source: "shm".into(), options: options.map(String::from).to_vec() }
+}

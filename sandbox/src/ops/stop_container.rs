@@ -1,0 +1,73 @@
+//! StopContainer: the stop signal once, the grace, then SIGKILL.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    Error,
+    launcher::Shim,
+    record::{ContainerRecord, PodRecord},
+    teardown,
+    world::{World, within},
+};
+
+const SIGKILL: i32 = 9;
+
+/// How a container is to be stopped.
+pub(crate) struct Stop {
+    /// `None` if the signal was sent by an earlier stop, or is not wanted.
+    pub(crate) signal: Option<i32>,
+    /// When to kill. A later stop with less grace moves it forward.
+    pub(crate) kill_at: watch::Receiver<Instant>,
+    /// Becomes true when the owner has committed the container's exit.
+    pub(crate) ended: watch::Receiver<bool>,
+}
+
+/// Stops a container that runs. Returns when its exit is committed.
+pub(crate) async fn run(
+    world: Arc<World>,
+    pod: PodRecord,
+    container: ContainerRecord,
+    shim: Option<Arc<dyn Shim>>,
+    mut stop: Stop,
+) -> Result<(), Error> {
+    let id = &container.id;
+    let Some(shim) = shim else {
+        return teardown::end_task(&world, &pod, id, None).await.map(drop);
+    };
+    if let Some(signal) = stop.signal
+        && *stop.kill_at.borrow() > Instant::now()
+    {
+        shim.kill(id, signal).await?;
+        if wait(&mut stop).await {
+            return Ok(());
+        }
+    }
+    shim.kill(id, SIGKILL).await?;
+    let ended = async {
+        // The sender is the owner, which waits for this operation.
+        drop(stop.ended.wait_for(|ended| *ended).await);
+        Ok(())
+    };
+    within(world.config.timeouts.kill, || format!("kill container {id}"), ended).await
+}
+
+/// Waits for the end or for the time to kill; true if the container ended.
+async fn wait(stop: &mut Stop) -> bool {
+    loop {
+        let kill_at = *stop.kill_at.borrow_and_update();
+        tokio::select! {
+            biased;
+            ended = stop.ended.wait_for(|ended| *ended) => return ended.is_ok(),
+            () = tokio::time::sleep_until(kill_at) => return false,
+            changed = stop.kill_at.changed() => if changed.is_err() { return false },
+        }
+    }
+}
+
+/// When a stop with this grace kills. A grace beyond what a clock can hold is a year.
+pub(crate) fn kill_at(grace: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(grace).unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
+}

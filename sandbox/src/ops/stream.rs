@@ -1,0 +1,251 @@
+//! The streams of one process between a shim's attach and a session, and the process of an exec.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use shim::{
+    client::{AttachInput, AttachOutput, AttachStream, AttachTo, Output as ShimOutput},
+    proto::{AnyMessage, task},
+    ttrpc::Status,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    Error, Output,
+    launcher::Clients,
+    model::{Id, StreamRequest},
+    record::ContainerRecord,
+    session::Far,
+};
+
+/// The type of an exec's `spec`, as every shim knows it.
+const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// A process in a container, beside its first.
+pub(super) struct Exec {
+    clients: Clients,
+    container: Id,
+    exec_id: String,
+}
+
+impl Exec {
+    /// Makes the exec, opens its streams, starts it. Nothing is left when this fails.
+    pub(super) async fn start(
+        clients: Clients,
+        container: &ContainerRecord,
+        request: &StreamRequest,
+    ) -> Result<(Exec, AttachStream), Error> {
+        let exec_id = Id::random().map_err(|error| Error::failed("make an id for the exec", error))?.to_string();
+        let exec = Exec { clients, container: container.id.clone(), exec_id };
+        let made = exec.clients.tasks.exec(&exec.request(container, request)?).await;
+        made.map_err(|status| exec.failed("make", status))?;
+        match exec.open(request).await {
+            Ok(stream) => Ok((exec, stream)),
+            Err(error) => {
+                exec.delete().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(&self, request: &StreamRequest) -> Result<AttachStream, Error> {
+        let to = attach_to(&self.container, &self.exec_id, request);
+        let stream =
+            self.clients.extension.attach(to).await.map_err(|status| self.failed("open the streams of", status))?;
+        let started = self.clients.tasks.start(self.container.as_str(), &self.exec_id).await;
+        started.map_err(|status| self.failed("start", status))?;
+        Ok(stream)
+    }
+
+    fn request(&self, container: &ContainerRecord, request: &StreamRequest) -> Result<task::ExecProcessRequest, Error> {
+        let uri = |wanted: bool| if wanted { "attach://".to_owned() } else { String::new() };
+        let process = process(&container.oci_spec, &request.command, request.tty)
+            .ok_or_else(|| Error::plain(format!("container {}: its OCI spec has no process", container.id)))?;
+        Ok(task::ExecProcessRequest {
+            id: self.container.to_string(),
+            exec_id: self.exec_id.clone(),
+            terminal: request.tty,
+            stdin: uri(request.stdin),
+            stdout: uri(request.stdout),
+            stderr: uri(request.stderr && !request.tty),
+            spec: Some(AnyMessage { type_url: PROCESS.to_owned(), value: process.to_string().into_bytes() }),
+        })
+    }
+
+    /// Waits for the end; answers the exit code.
+    pub(super) async fn wait(&self) -> Result<i32, Error> {
+        let exit = self.clients.extension.wait(self.container.as_str(), &self.exec_id).await;
+        exit.map(|exit| code(exit.exit_status)).map_err(|status| self.failed("wait for", status))
+    }
+
+    /// Kills the process and all that it started.
+    pub(super) async fn kill(&self) -> Result<(), Error> {
+        let request =
+            task::KillRequest { id: self.container.to_string(), exec_id: self.exec_id.clone(), signal: 9, all: true };
+        self.clients.tasks.kill(&request).await.map_err(|status| self.failed("kill", status))
+    }
+
+    pub(super) fn process(&self) -> Process<'_> {
+        Process { clients: &self.clients, container: &self.container, exec_id: &self.exec_id }
+    }
+
+    /// Deletes the exec in the shim. What cannot be deleted goes with the container.
+    pub(super) async fn delete(&self) {
+        if let Err(error) = self.clients.tasks.delete(self.container.as_str(), &self.exec_id).await {
+            tracing::debug!(container = %self.container, exec = self.exec_id, error = %error, "an exec is left in the shim");
+        }
+    }
+
+    fn failed(&self, verb: &str, status: Status) -> Error {
+        Error::failed(format!("failed to {verb} exec process in container {}", self.container), status)
+    }
+}
+
+pub(super) fn attach_to(container: &Id, exec_id: &str, request: &StreamRequest) -> AttachTo {
+    AttachTo {
+        id: container.to_string(),
+        exec_id: exec_id.to_owned(),
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr && !request.tty,
+        terminal: request.tty,
+    }
+}
+
+/// Whose terminal a session's window is.
+pub(super) struct Process<'a> {
+    pub(super) clients: &'a Clients,
+    pub(super) container: &'a Id,
+    /// Empty for the container's first process.
+    pub(super) exec_id: &'a str,
+}
+
+impl Process<'_> {
+    /// Tells the terminal its size. A process that ends meanwhile has no terminal to resize.
+    async fn resize(&self, width: u16, height: u16) {
+        let request = task::ResizePtyRequest {
+            id: self.container.to_string(),
+            exec_id: self.exec_id.to_owned(),
+            width: width.into(),
+            height: height.into(),
+        };
+        if let Err(error) = self.clients.tasks.resize_pty(&request).await {
+            tracing::debug!(container = %self.container, error = %error, "the terminal was not resized");
+        }
+    }
+}
+
+/// Copies what the session writes until it closes its side, then closes the process's.
+pub(super) async fn pump_input(from: Option<mpsc::Receiver<Bytes>>, to: AttachInput) {
+    let Some(mut from) = from else {
+        // Dropping `to` would close the attach; the session has no input to give and none to end.
+        return std::future::pending().await;
+    };
+    while let Some(bytes) = from.recv().await {
+        if to.write(bytes).await.is_err() {
+            // The process does not read any more. The rest is thrown away, as by a pipe's closed end.
+            from.close();
+        }
+    }
+    // The process may be gone, and its stdin with it.
+    drop(to.close().await);
+    std::future::pending().await
+}
+
+/// Copies the process's output to its end. A session that does not listen any more does not hold up the process.
+pub(super) async fn pump_output(mut from: AttachOutput, to: mpsc::Sender<Output>) {
+    loop {
+        let piece = match from.next().await {
+            Ok(Some(ShimOutput::Stdout(bytes))) => Output::Stdout(bytes),
+            Ok(Some(ShimOutput::Stderr(bytes))) => Output::Stderr(bytes),
+            // A lost stream ends as one that ended: the exit tells what became of the process.
+            Ok(None) | Err(_) => return,
+        };
+        // See above: nobody listening is fine.
+        drop(to.send(piece).await);
+    }
+}
+
+/// How a session went.
+pub(super) enum Ended {
+    /// The process has ended, and its output was delivered or did not end in time.
+    Exit,
+    /// Nobody waits for the process any more.
+    GivenUp,
+}
+
+/// Serves a session until the process ends or the session is given up.
+pub(super) async fn serve(
+    far: Far,
+    stream: AttachStream,
+    exit: impl Future<Output = Result<i32, Error>>,
+    process: Process<'_>,
+    drain: Duration,
+) -> Ended {
+    let Far { stdin, output, resize: mut sizes, exit: mut answer } = far;
+    let sizes = async {
+        while let Some((width, height)) = sizes.recv().await {
+            process.resize(width, height).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let side = async { tokio::join!(pump_input(stdin, stream.stdin), sizes) };
+    let copying = pump_output(stream.output, output);
+    tokio::pin!(side, copying, exit);
+    let mut copied = false;
+    let code = loop {
+        tokio::select! {
+            code = &mut exit => break code,
+            () = &mut copying, if !copied => copied = true,
+            ((), ()) = &mut side => {}
+            () = answer.closed() => return Ended::GivenUp,
+        }
+    };
+    if !copied {
+        // Output may be held open by what the process left running: then the rest is not waited for.
+        drop(tokio::time::timeout(drain, copying).await);
+    }
+    // The server may have gone in this moment.
+    drop(answer.send(code));
+    Ended::Exit
+}
+
+fn code(status: u32) -> i32 {
+    i32::try_from(status).unwrap_or(255)
+}
+
+/// The container's process with another command.
+fn process(oci_spec: &serde_json::Value, command: &[String], tty: bool) -> Option<serde_json::Value> {
+    let mut process = oci_spec.get("process")?.clone();
+    let fields = process.as_object_mut()?;
+    fields.insert("args".into(), command.into());
+    fields.insert("terminal".into(), tty.into());
+    fields.remove("consoleSize");
+    if tty && let Some(env) = fields.entry("env").or_insert_with(|| serde_json::json!([])).as_array_mut() {
+        let has_term = env.iter().filter_map(|entry| entry.as_str()).any(|entry| entry.starts_with("TERM="));
+        if !has_term {
+            env.push("TERM=xterm".into());
+        }
+    }
+    Some(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_execs_process_is_the_containers_with_its_own_command_and_a_terminals_type() {
+        let spec =
+            json!({"process": {"args": ["sleep"], "terminal": false, "cwd": "/w", "env": ["A=1"], "user": {"uid": 7}}});
+        assert_eq!(
+            process(&spec, &["sh".into()], true),
+            Some(
+                json!({"args": ["sh"], "terminal": true, "cwd": "/w", "env": ["A=1", "TERM=xterm"], "user": {"uid": 7}})
+            )
+        );
+        assert_eq!(process(&json!({}), &["sh".into()], false), None);
+    }
+}

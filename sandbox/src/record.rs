@@ -1,0 +1,200 @@
+//! What is stored of a pod and of a container: plain data, written by the pod's owner only.
+//!
+//! The intent is what makes a crash recoverable: it is committed before the first effect of an operation and cleared with
+//! its result, so a record with an intent says that the operation was cut short.
+
+use std::{path::PathBuf, time::SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Config, Error,
+    machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
+    model::{
+        ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, PodNetwork,
+        PodSpec, PodState, PodView,
+    },
+    paths::log_path,
+    request::{Create, Run},
+};
+
+/// The version that this program writes.
+pub(crate) const VERSION: u32 = 1;
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PodRecord {
+    pub(crate) version: u32,
+    pub(crate) id: Id,
+    pub(crate) spec: PodSpec,
+    pub(crate) image: Image,
+    /// The handler's name in the configuration, the default resolved.
+    pub(crate) handler: String,
+    /// Where the snapshots of the pod and its containers are, whatever the configuration says later.
+    pub(crate) snapshotter: String,
+    pub(crate) phase: PodPhase,
+    pub(crate) intent: Option<PodVerb>,
+    pub(crate) created_at: SystemTime,
+    /// The boot in which the pod was started last.
+    pub(crate) boot: String,
+    /// A CNI DEL is owed: true from before the ADD until a DEL succeeded.
+    pub(crate) network_owed: bool,
+    pub(crate) network: PodNetwork,
+    pub(crate) pid: Option<i32>,
+    pub(crate) oci_spec: serde_json::Value,
+}
+
+/// One container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ContainerRecord {
+    pub(crate) version: u32,
+    pub(crate) id: Id,
+    pub(crate) pod: Id,
+    pub(crate) spec: ContainerSpec,
+    pub(crate) image: Image,
+    /// `None` until it is created.
+    pub(crate) state: Option<ContainerState>,
+    pub(crate) intent: Option<ContainerVerb>,
+    pub(crate) created_at: SystemTime,
+    pub(crate) log_path: Option<PathBuf>,
+    pub(crate) user: ContainerUser,
+    pub(crate) oci_spec: serde_json::Value,
+}
+
+impl PodRecord {
+    /// A pod that is about to be made.
+    pub(crate) fn new(config: &Config, boot: &str, id: Id, run: Run) -> Result<PodRecord, Error> {
+        let handler = match run.spec.handler.as_str() {
+            "" => config.default_handler.clone(),
+            named => named.to_owned(),
+        };
+        let known = config.handlers.get(&handler);
+        let settings = known.ok_or_else(|| Error::Invalid(format!("no runtime for {handler:?} is configured")))?;
+        Ok(PodRecord {
+            version: VERSION,
+            id,
+            snapshotter: settings.snapshotter.clone().unwrap_or_else(|| config.snapshotter.clone()),
+            handler,
+            phase: PodPhase::New,
+            intent: None,
+            created_at: SystemTime::now(),
+            boot: boot.to_owned(),
+            network_owed: false,
+            network: PodNetwork::default(),
+            pid: None,
+            oci_spec: serde_json::Value::Null,
+            spec: run.spec,
+            image: run.image,
+        })
+    }
+
+    pub(crate) fn host_network(&self) -> bool {
+        self.spec.namespaces.network == NamespaceMode::Node
+    }
+
+    pub(crate) fn host_ipc(&self) -> bool {
+        self.spec.namespaces.ipc == NamespaceMode::Node
+    }
+
+    /// What clients see; `None` while the pod is being made.
+    pub(crate) fn view(&self, netns: PathBuf) -> Option<PodView> {
+        let (state, live) = match (self.phase, self.intent) {
+            (PodPhase::New, Some(PodVerb::Run)) => return None,
+            (PodPhase::Ready, None | Some(PodVerb::Run | PodVerb::Rescue)) => (PodState::Ready, true),
+            // A pod that is being stopped takes no containers any more.
+            (PodPhase::Ready, Some(PodVerb::Stop | PodVerb::Remove)) => (PodState::NotReady, true),
+            (PodPhase::New | PodPhase::NotReady | PodPhase::Stopped, _) => (PodState::NotReady, false),
+        };
+        Some(PodView {
+            id: self.id.clone(),
+            spec: self.spec.clone(),
+            state,
+            created_at: self.created_at,
+            ips: if live { self.network.ips.clone() } else { Vec::new() },
+            pid: self.pid.filter(|_| live),
+            netns: (!self.host_network()).then_some(netns),
+            image: self.image.clone(),
+            cni_result: self.network.result.clone(),
+            oci_spec: self.oci_spec.clone(),
+        })
+    }
+}
+
+impl ContainerRecord {
+    /// A container that is about to be made.
+    pub(crate) fn new(pod: &PodRecord, id: Id, create: Create) -> ContainerRecord {
+        ContainerRecord {
+            version: VERSION,
+            id,
+            pod: pod.id.clone(),
+            state: None,
+            intent: Some(ContainerVerb::Create),
+            created_at: SystemTime::now(),
+            log_path: log_path(&pod.spec.log_directory, &create.spec.log_path),
+            user: ContainerUser::default(),
+            oci_spec: serde_json::Value::Null,
+            spec: create.spec,
+            image: create.image,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> ContainerPhase {
+        match &self.state {
+            None => ContainerPhase::New,
+            Some(ContainerState::Created) => ContainerPhase::Created,
+            Some(ContainerState::Running { .. }) => ContainerPhase::Running,
+            Some(ContainerState::Exited { .. }) => ContainerPhase::Exited,
+            Some(ContainerState::Unknown) => ContainerPhase::Unknown,
+        }
+    }
+
+    /// Ends a container that lives or may live; one that has ended keeps its first end.
+    pub(crate) fn end(&mut self, exit: Exit) {
+        let started_at = match &self.state {
+            Some(ContainerState::Running { started_at, .. }) => Some(*started_at),
+            Some(ContainerState::Exited { .. }) => return,
+            Some(ContainerState::Created | ContainerState::Unknown) | None => None,
+        };
+        self.state = Some(ContainerState::Exited { started_at, exit });
+    }
+
+    /// What clients see; `None` before it is created.
+    pub(crate) fn view(&self) -> Option<ContainerView> {
+        Some(ContainerView {
+            id: self.id.clone(),
+            pod: self.pod.clone(),
+            spec: self.spec.clone(),
+            image: self.image.clone(),
+            state: self.state.clone()?,
+            created_at: self.created_at,
+            log_path: self.log_path.clone(),
+            user: self.user.clone(),
+            oci_spec: self.oci_spec.clone(),
+        })
+    }
+}
+
+/// The exit of a container whose start failed: never back to created, so that the kubelet sees why.
+pub(crate) fn start_error(message: String) -> Exit {
+    Exit { code: 128, at: SystemTime::now(), reason: "StartError".into(), message }
+}
+
+/// The exit of a container of which nobody can know how it ended.
+pub(crate) fn unknown_exit() -> Exit {
+    Exit { code: 255, at: SystemTime::now(), reason: "Unknown".into(), message: String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_has_ended_keeps_its_first_end() {
+        let mut container =
+            ContainerRecord { state: Some(ContainerState::Created), ..crate::store::tests::container() };
+        container.end(start_error("no such file".into()));
+        let first = container.clone();
+        container.end(unknown_exit());
+        assert_eq!(container, first);
+    }
+}

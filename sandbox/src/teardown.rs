@@ -1,0 +1,188 @@
+//! Giving back all that may exist for a pod or a container: one function each, for rollback, stop, remove and boot.
+//!
+//! Idempotent. Tries everything, takes what is missing for success, collects errors and goes on; whoever called keeps the
+//! record until a later call has no error. Names come from the id alone, so it needs no memory of what was made.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+
+use crate::{
+    Error,
+    launcher::{Shim, TaskExit, TaskState},
+    model::Id,
+    oci::cgroup,
+    record::{ContainerRecord, PodRecord},
+    world::{Operation, World, within},
+};
+
+/// What a teardown found and left.
+#[derive(Debug, Default)]
+pub(crate) struct Torn {
+    /// How the containers that still lived have ended.
+    pub(crate) exits: Vec<(Id, TaskExit)>,
+    /// The network has been given back, or none was owed.
+    pub(crate) network_returned: bool,
+    errors: Vec<Error>,
+}
+
+impl Torn {
+    /// Everything is gone, or the one error that tells what is not.
+    pub(crate) fn complete(&self, what: &str) -> Result<(), Error> {
+        match &self.errors[..] {
+            [] => Ok(()),
+            [only] => Err(only.clone()),
+            many => {
+                let all: Vec<String> = many.iter().map(Error::chain).collect();
+                Err(Error::plain(format!("{what} is not torn down completely: {}", all.join("; "))))
+            }
+        }
+    }
+
+    fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+        result.map_err(|error| self.errors.push(error)).ok()
+    }
+}
+
+/// All of a pod, except its containers' file systems and the directory of its own that outlives a stop.
+pub(crate) async fn pod(
+    world: &Arc<World>,
+    pod: &PodRecord,
+    containers: &[ContainerRecord],
+    shim: Option<Arc<dyn Shim>>,
+) -> Torn {
+    let mut torn = Torn::default();
+    let shim = match shim {
+        Some(shim) => Some(shim),
+        None => torn.note(world.launcher.reconnect(world.bundle(pod, &pod.id)).await).flatten(),
+    };
+    let ends = containers.iter().map(|container| end_task(world, pod, &container.id, shim.as_deref()));
+    for (container, end) in containers.iter().zip(join_all(ends).await) {
+        let exit = torn.note(end).flatten();
+        torn.exits.extend(exit.map(|exit| (container.id.clone(), exit)));
+    }
+    let pause = end_task(world, pod, &pod.id, shim.as_deref()).await;
+    torn.note(pause);
+    if let Some(shim) = &shim {
+        torn.note(shim.shutdown(&pod.id).await);
+    }
+    drop_bundle(world, pod, &pod.id, &mut torn).await;
+    torn.network_returned = !pod.network_owed || torn.note(detach(world, pod).await).is_some();
+    if let Some(netns) = world.netns(pod) {
+        torn.note(blocking(world, move |world| world.node.unpin_netns(&netns)).await);
+    }
+    let id = pod.id.clone();
+    let removed = blocking(world, move |world| {
+        world.node.unmount(&world.paths.shm(&id))?;
+        world.node.remove_dir(&world.paths.pod_state(&id))
+    });
+    torn.note(removed.await);
+    torn
+}
+
+/// The directory of a pod that outlives a stop.
+pub(crate) async fn pod_root(world: &Arc<World>, id: &Id) -> Result<(), Error> {
+    let id = id.clone();
+    blocking(world, move |world| world.node.remove_dir(&world.paths.pod_root(&id))).await
+}
+
+/// What is known of a container's task.
+pub(crate) enum Task<'a> {
+    /// It was never made, or has been ended and deleted.
+    None,
+    /// It may live in this shim, or in one that was lost.
+    Some(Option<&'a dyn Shim>),
+}
+
+/// All of a container. It is killed if it lives.
+pub(crate) async fn container(world: &Arc<World>, pod: &PodRecord, id: &Id, task: Task<'_>) -> Torn {
+    let mut torn = Torn::default();
+    if let Task::Some(shim) = task {
+        let exit = end_task(world, pod, id, shim).await;
+        let exit = torn.note(exit).flatten();
+        torn.exits.extend(exit.map(|exit| (id.clone(), exit)));
+    }
+    drop_bundle(world, pod, id, &mut torn).await;
+    let id = id.clone();
+    torn.note(blocking(world, move |world| world.node.remove_dir(&world.paths.container_root(&id))).await);
+    torn
+}
+
+/// Ends a task and all its processes, through its shim or, when that is lost, by its cgroup. Answers how the task ended
+/// if anybody knows.
+pub(crate) async fn end_task(
+    world: &Arc<World>,
+    pod: &PodRecord,
+    id: &Id,
+    shim: Option<&dyn Shim>,
+) -> Result<Option<TaskExit>, Error> {
+    if let Some(shim) = shim {
+        match end_by_shim(world, id, shim).await {
+            Err(error) => tracing::warn!(task = %id, error = error.chain(), "the shim cannot end the task"),
+            ended => return ended,
+        }
+    }
+    end_without_shim(world, pod, id).await.map(|()| None)
+}
+
+async fn end_by_shim(world: &World, id: &Id, shim: &dyn Shim) -> Result<Option<TaskExit>, Error> {
+    const SIGKILL: i32 = 9;
+    let exit = match shim.state(id).await? {
+        None => return Ok(None),
+        Some(TaskState::Stopped(exit)) => exit,
+        Some(TaskState::Created | TaskState::Running { .. }) => {
+            shim.kill(id, SIGKILL).await?;
+            within(world.config.timeouts.kill, || format!("kill task {id}"), shim.wait(id)).await?
+        }
+    };
+    shim.delete(id).await?;
+    Ok(Some(exit))
+}
+
+async fn end_without_shim(world: &Arc<World>, pod: &PodRecord, id: &Id) -> Result<(), Error> {
+    let bundle = world.bundle(pod, id);
+    // Without a bundle nothing was ever run, and nothing can be asked.
+    if !bundle.path.exists() {
+        return Ok(());
+    }
+    let cgroup = cgroup::path(world.cgroup_parent(pod), id, bundle.handler.systemd_cgroup);
+    if let Ok(cgroup) = cgroup {
+        // A parent that is refused was refused at the start as well, so there is nothing in it.
+        blocking(world, move |world| world.node.kill_cgroup(&cgroup)).await?;
+    }
+    world.launcher.clean_up(bundle).await
+}
+
+async fn drop_bundle(world: &Arc<World>, pod: &PodRecord, id: &Id, torn: &mut Torn) {
+    let at = id.clone();
+    let removed = blocking(world, move |world| {
+        world.node.unmount(&world.paths.rootfs(&at))?;
+        world.node.remove_dir(&world.paths.bundle(&at))
+    })
+    .await;
+    // A snapshot that is still mounted must not be removed from under its mount.
+    if torn.note(removed).is_none() {
+        return;
+    }
+    let (id, snapshotter) = (id.clone(), pod.snapshotter.clone());
+    let removed = blocking(world, move |world| {
+        match world.snapshotter(&snapshotter)?.remove(&world.config.namespace, id.as_str()) {
+            Ok(()) | Err(snapshotter::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(Error::failed(format!("remove snapshot {id}"), error)),
+        }
+    });
+    torn.note(removed.await);
+}
+
+async fn detach(world: &Arc<World>, pod: &PodRecord) -> Result<(), Error> {
+    let detached = world.network.detach(world.attachment(pod));
+    within(world.config.timeouts.network, || format!("give back the network of pod sandbox {}", pod.id), detached).await
+}
+
+async fn blocking(
+    world: &Arc<World>,
+    step: impl FnOnce(&World) -> Result<(), Error> + Send + 'static,
+) -> Result<(), Error> {
+    let world = Arc::clone(world);
+    Operation::default().blocking(move || step(&world)).await
+}

@@ -1,0 +1,214 @@
+//! Image-defined volumes (`VOLUME`): a host directory each, with what the image has at that path.
+//!
+//! The image's side is only opened beneath its root (`openat2`, no magic links) and walked by directory descriptors, so a
+//! symlink in an image never leads to a file of the host. Blocks.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use rustix::{
+    fs::{
+        AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, chownat, fchmod, fchown, mkdirat, mknodat,
+        openat, openat2, readlinkat, statat, symlinkat,
+    },
+    io::Errno,
+};
+
+use crate::{Error, model::Propagation, oci::mounts::ResolvedMount, record::ContainerRecord, world::World};
+
+/// Directories deeper than this in a volume are refused: each holds a descriptor while it is copied.
+const MAX_DEPTH: usize = 200;
+
+/// Makes the volumes that no mount of the request takes the place of.
+pub(crate) fn make(
+    world: &World,
+    container: &ContainerRecord,
+    root: &File,
+    requested: &[ResolvedMount],
+) -> Result<Vec<ResolvedMount>, Error> {
+    if world.config.ignore_image_volumes {
+        return Ok(Vec::new());
+    }
+    let mut made = Vec::new();
+    let paths = wanted(container, requested)?;
+    for (index, destination) in paths.into_iter().enumerate() {
+        let source = world.paths.volume(&container.id, index);
+        world.node.make_dir(&source, 0o755)?;
+        copy(root, &destination, &source).map_err(|error| {
+            Error::failed(
+                format!("copy the image's {} to a volume of container {}", destination.display(), container.id),
+                error,
+            )
+        })?;
+        made.push(ResolvedMount {
+            destination,
+            source,
+            readonly: false,
+            recursive_readonly: false,
+            propagation: Propagation::Private,
+        });
+    }
+    Ok(made)
+}
+
+/// The image's volumes as absolute, normal paths, in order, each once.
+fn wanted(container: &ContainerRecord, requested: &[ResolvedMount]) -> Result<Vec<PathBuf>, Error> {
+    let config = container.image.config.config().as_ref();
+    let volumes = config.and_then(|config| config.volumes().as_ref());
+    let mut paths = Vec::new();
+    for volume in volumes.into_iter().flatten() {
+        let path = normal(volume);
+        if path == Path::new("/") {
+            return Err(Error::Invalid(format!("image {}: volume {volume:?} is its root", container.image.name)));
+        }
+        let taken = requested.iter().any(|mount| normal(&mount.destination.to_string_lossy()) == path);
+        if !taken && !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// The path below `/`, without `.` and `..`.
+fn normal(path: &str) -> PathBuf {
+    let mut normal = PathBuf::from("/");
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => normal.push(name),
+            Component::ParentDir => drop(normal.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    normal
+}
+
+/// Copies the directory at `path` of the image; an image may name a volume it has nothing for.
+fn copy(root: &File, path: &Path, target: &Path) -> io::Result<()> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let from = match openat2(root, relative, flags, Mode::empty(), beneath) {
+        Ok(from) => from,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let to: OwnedFd = File::open(target)?.into();
+    copy_dir(from.as_fd(), to.as_fd(), 0)?;
+    own(to.as_fd(), &rustix::fs::fstat(&from)?)
+}
+
+fn copy_dir(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(io::Error::other("directories are nested too deeply"));
+    }
+    for entry in Dir::read_from(from)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        copy_entry(from, to, name, depth)?;
+    }
+    Ok(())
+}
+
+fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr, depth: usize) -> io::Result<()> {
+    let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            let source = openat(from, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?;
+            mkdirat(to, name, Mode::RWXU)?;
+            let target = openat(to, name, OFlags::RDONLY | OFlags::DIRECTORY | nofollow, Mode::empty())?;
+            copy_dir(source.as_fd(), target.as_fd(), depth + 1)?;
+            own(target.as_fd(), &stat)
+        }
+        FileType::RegularFile => {
+            let mut source: File =
+                openat(from, name, OFlags::RDONLY | OFlags::NONBLOCK | nofollow, Mode::empty())?.into();
+            let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+            let mut target: File = openat(to, name, create | nofollow, Mode::RUSR | Mode::WUSR)?.into();
+            io::copy(&mut source, &mut target)?;
+            own(target.as_fd(), &stat)
+        }
+        FileType::Symlink => {
+            symlinkat(readlinkat(from, name, Vec::new())?, to, name)?;
+            let (user, group) = owner(&stat);
+            Ok(chownat(to, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?)
+        }
+        FileType::Fifo => {
+            mknodat(to, name, FileType::Fifo, Mode::from_raw_mode(stat.st_mode), 0)?;
+            let (user, group) = owner(&stat);
+            Ok(chownat(to, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?)
+        }
+        // A device of an image must not become one of the host's disk; a socket has no listener.
+        FileType::CharacterDevice | FileType::BlockDevice | FileType::Socket | FileType::Unknown => Ok(()),
+    }
+}
+
+/// Owner, then mode: a change of the owner clears the set-uid bits.
+fn own(fd: BorrowedFd<'_>, stat: &Stat) -> io::Result<()> {
+    let (user, group) = owner(stat);
+    fchown(fd, Some(user), Some(group))?;
+    Ok(fchmod(fd, Mode::from_raw_mode(stat.st_mode))?)
+}
+
+fn owner(stat: &Stat) -> (Uid, Gid) {
+    (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_volume_gets_the_images_files_and_never_the_hosts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, target, host) = (dir.path().join("root"), dir.path().join("target"), dir.path().join("host"));
+        for made in [root.join("real/sub"), target.clone(), host.clone()] {
+            fs::create_dir_all(made).unwrap();
+        }
+        fs::write(host.join("secret"), "host").unwrap();
+        fs::write(root.join("real/sub/file"), "image").unwrap();
+        fs::set_permissions(root.join("real/sub/file"), fs::Permissions::from_mode(0o640)).unwrap();
+        symlink(host.join("secret"), root.join("real/link")).unwrap();
+        // The volume's path is a link itself: it is resolved inside the image.
+        symlink("/real", root.join("data")).unwrap();
+        copy(&File::open(&root).unwrap(), Path::new("/data"), &target).unwrap();
+        assert_eq!(fs::read_to_string(target.join("sub/file")).unwrap(), "image");
+        assert_eq!(fs::metadata(target.join("sub/file")).unwrap().permissions().mode() & 0o7777, 0o640);
+        assert_eq!(fs::read_link(target.join("link")).unwrap(), host.join("secret"));
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_volume_that_the_image_has_nothing_for_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        fs::create_dir(&target).unwrap();
+        symlink(dir.path(), dir.path().join("out")).unwrap();
+        copy(&File::open(dir.path()).unwrap(), Path::new("/missing/data"), &target).unwrap();
+        copy(&File::open(dir.path()).unwrap(), Path::new("/out/target"), &target).unwrap();
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn volume_paths_are_made_normal() {
+        assert_eq!(normal("data/./x/../y"), Path::new("/data/y"));
+        assert_eq!(normal("/../.."), Path::new("/"));
+    }
+}

@@ -1,0 +1,140 @@
+//! What operations act on, and how an operation runs its blocking and its uninterruptible steps.
+
+use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc, time::Duration};
+
+use snapshotter::Snapshotter;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Config, Error, Handler,
+    host::Host,
+    launcher::{Bundle, Launcher},
+    model::Id,
+    network::{Attachment, Network},
+    node::Node,
+    oci::HandlerOptions,
+    paths::Paths,
+    record::PodRecord,
+    store::Rows,
+};
+
+/// Everything outside of the owners' memory.
+pub(crate) struct World {
+    pub(crate) config: Config,
+    pub(crate) paths: Paths,
+    pub(crate) rows: Rows,
+    pub(crate) snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) launcher: Arc<dyn Launcher>,
+    pub(crate) node: Arc<dyn Node>,
+    pub(crate) host: Host,
+    /// This boot's id.
+    pub(crate) boot: String,
+}
+
+impl World {
+    /// The handler of that name; it may have left the configuration since the pod was made.
+    pub(crate) fn handler(&self, name: &str) -> Result<&Handler, Error> {
+        let found = self.config.handlers.get(name);
+        found.ok_or_else(|| Error::Invalid(format!("no runtime for {name:?} is configured")))
+    }
+
+    pub(crate) fn bundle(&self, pod: &PodRecord, id: &Id) -> Bundle {
+        // A handler that is gone from the configuration must not keep its pods from being removed.
+        let handler = self.handler(&pod.handler).or_else(|_| self.handler(&self.config.default_handler));
+        Bundle { id: id.clone(), path: self.paths.bundle(id), handler: handler.cloned().unwrap_or_default() }
+    }
+
+    pub(crate) fn snapshotter(&self, name: &str) -> Result<Arc<dyn Snapshotter>, Error> {
+        let found = self.snapshotters.get(name);
+        found.cloned().ok_or_else(|| Error::Invalid(format!("snapshotter {name:?} is not configured")))
+    }
+
+    pub(crate) fn netns(&self, pod: &PodRecord) -> Option<PathBuf> {
+        (!pod.host_network()).then(|| self.paths.netns(&pod.id))
+    }
+
+    pub(crate) fn attachment(&self, pod: &PodRecord) -> Attachment {
+        Attachment {
+            id: pod.id.clone(),
+            netns: self.netns(pod),
+            name: pod.spec.name.clone(),
+            port_mappings: pod.spec.port_mappings.clone(),
+            dns: pod.spec.dns.clone(),
+            annotations: pod.spec.annotations.clone(),
+            cgroup_parent: pod.spec.cgroup_parent.clone(),
+        }
+    }
+
+    /// The cgroup parent that the pod's containers get.
+    pub(crate) fn cgroup_parent<'a>(&'a self, pod: &'a PodRecord) -> &'a str {
+        match pod.spec.cgroup_parent.as_str() {
+            "" => &self.config.default_cgroup_parent,
+            parent => parent,
+        }
+    }
+}
+
+/// The parts of a handler that the OCI spec depends on.
+pub(crate) fn handler_options(handler: &Handler) -> HandlerOptions {
+    HandlerOptions {
+        systemd_cgroup: handler.systemd_cgroup,
+        privileged_without_host_devices: handler.privileged_without_host_devices,
+        pod_annotations: handler.pod_annotations.clone(),
+        container_annotations: handler.container_annotations.clone(),
+        ..HandlerOptions::default()
+    }
+}
+
+/// A running operation: its token, and the steps that must have ended before anything may be torn down.
+#[derive(Clone, Default)]
+pub(crate) struct Operation {
+    /// Cancelled when the operation is to give up.
+    pub(crate) token: CancellationToken,
+    steps: TaskTracker,
+}
+
+impl Operation {
+    /// Runs a blocking step to its end, also when the operation is interrupted meanwhile: a step that is half done
+    /// cannot be torn down.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        step: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = self.steps.spawn_blocking(step).await;
+        done.unwrap_or_else(|error| Err(Error::failed("run a step on the blocking pool", error)))
+    }
+
+    /// The same for an asynchronous step, which has a deadline of its own.
+    pub(crate) async fn step<T: Send + 'static>(
+        &self,
+        step: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = self.steps.spawn(step).await;
+        done.unwrap_or_else(|error| Err(Error::failed("run a step", error)))
+    }
+
+    /// Runs `work` until it ends or the operation is interrupted, and returns only when no step runs any more.
+    pub(crate) async fn until_interrupted<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let ended = tokio::select! {
+            biased;
+            () = self.token.cancelled() => Err(Error::Unavailable("interrupted by a stop or a remove".into())),
+            ended = work => ended,
+        };
+        self.steps.close();
+        self.steps.wait().await;
+        self.steps.reopen();
+        ended
+    }
+}
+
+/// Runs `work` with a deadline.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    what: impl FnOnce() -> String,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(Error::Deadline(format!("{}: not done within {limit:?}", what()))))
+}
