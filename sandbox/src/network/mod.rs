@@ -17,7 +17,11 @@ mod cni;
 mod config;
 mod exec;
 mod loopback;
+mod plugin;
 mod result;
+
+#[cfg(test)]
+mod tests;
 
 pub use cni::{Cni, CniConfig, IpPreference};
 

@@ -160,8 +160,18 @@ mod tests {
             (&[], &["MKNOD", "NET_RAW", "KILL"]),
         ];
         let lines: Vec<String> =
-            table.iter().map(|(add, drop)| format!("+{add:?} -{drop:?} = {}", names(add, drop))).collect();
-        insta::assert_snapshot!(lines.join("\n"), @r#""#);
+            table.iter().map(|(add, drop)| format!("+{add:?} -{drop:?} = {{{}}}", names(add, drop))).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r##"
+        +["NET_ADMIN"] -["ALL"] = {NET_ADMIN}
+        +["ALL"] -[] = {CHOWN NET_ADMIN SYS_ADMIN}
+        +["ALL"] -["CAP_NET_ADMIN"] = {CHOWN SYS_ADMIN}
+        +["ALL"] -["ALL"] = {}
+        +["all", "Cap_Sys_Time"] -[] = {CHOWN NET_ADMIN SYS_ADMIN SYS_TIME}
+        +["SYS_TIME"] -["sys_time", "ALL"] = {}
+        +[] -["ALL"] = {}
+        +["FLY"] -[] = {unknown capability "FLY"}
+        +[] -["MKNOD", "NET_RAW", "KILL"] = {AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID NET_BIND_SERVICE SETFCAP SETGID SETPCAP SETUID SYS_CHROOT}
+        "##);
     }
 
     #[test]

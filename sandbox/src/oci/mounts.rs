@@ -309,7 +309,14 @@ mod tests {
             check(volume_at("/a", "tmp")),
             check(volume_at("", "/tmp")),
         ];
-        insta::assert_snapshot!(table.join("\n"), @r#""#);
+        insta::assert_snapshot!(table.join("\n"), @r##"
+        mount "/a": recursive_read_only requires readonly
+        mount "/a": recursive_read_only requires propagation private
+        mount "/a": uid_mappings and gid_mappings are not supported
+        mount "/a": host_path is empty (image volumes are not supported)
+        mount "/a": host_path "tmp" is not absolute
+        mount: container_path is empty
+        "##);
     }
 
     #[test]

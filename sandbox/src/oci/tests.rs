@@ -1,1 +1,324 @@
-//! Specs.
+//! Whole specs, as JSON, from the inputs that decide their form.
+
+use std::path::Path;
+
+use oci_spec::{image::ImageConfiguration, runtime::Capability, runtime::Spec};
+use serde_json::Value;
+
+use super::{
+    ContainerInput, HandlerOptions, OCI_VERSION, PodInput, SandboxFiles, container, mounts::ResolvedMount, pod,
+};
+use crate::{
+    error::Error,
+    host::{CgroupMode, Host},
+    model::{
+        Capabilities, ContainerName, ContainerSpec, ContainerUser, Id, Image, NamespaceMode, Namespaces, PodName,
+        PodSpec, Propagation, Resources, RunAs, SecurityProfile, StringMap,
+    },
+};
+
+/// Inputs with their own values, to borrow from and to change.
+struct World {
+    id: Id,
+    sandbox_id: Id,
+    pod: PodSpec,
+    container: ContainerSpec,
+    image: Image,
+    user: ContainerUser,
+    host: Host,
+    handler: HandlerOptions,
+    files: SandboxFiles,
+    mounts: Vec<ResolvedMount>,
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            id: Id::parse(&"c".repeat(64)).unwrap(),
+            sandbox_id: Id::parse(&"5".repeat(64)).unwrap(),
+            pod: pod_spec(),
+            container: container_spec(),
+            image: image(),
+            user: ContainerUser { uid: 0, gid: 0, supplemental_groups: vec![0] },
+            host: host(),
+            handler: HandlerOptions::default(),
+            files: SandboxFiles {
+                hostname: "/pod/hostname".into(),
+                hosts: "/pod/hosts".into(),
+                resolv_conf: "/pod/resolv.conf".into(),
+                shm: "/pod/shm".into(),
+            },
+            mounts: Vec::new(),
+        }
+    }
+
+    fn netns(&self) -> Option<&Path> {
+        (self.pod.namespaces.network != NamespaceMode::Node).then(|| Path::new("/run/netns/pod"))
+    }
+
+    fn try_pod(&self) -> Result<Spec, Error> {
+        pod(&PodInput {
+            id: &self.sandbox_id,
+            pod: &self.pod,
+            image: &self.image,
+            user: &self.user,
+            netns: self.netns(),
+            files: &self.files,
+            host: &self.host,
+            handler: &self.handler,
+            oci_version: OCI_VERSION,
+            seccomp: None,
+        })
+    }
+
+    fn try_container(&self) -> Result<Spec, Error> {
+        container(&ContainerInput {
+            id: &self.id,
+            container: &self.container,
+            image: &self.image,
+            sandbox_id: &self.sandbox_id,
+            pod: &self.pod,
+            sandbox_pid: 42,
+            netns: self.netns(),
+            target_pid: None,
+            files: &self.files,
+            user: &self.user,
+            mounts: &self.mounts,
+            devices: &[],
+            host: &self.host,
+            handler: &self.handler,
+            oci_version: OCI_VERSION,
+            seccomp: None,
+        })
+    }
+
+    fn pod(&self) -> Value {
+        sorted(&self.try_pod().unwrap())
+    }
+
+    fn container(&self) -> Value {
+        sorted(&self.try_container().unwrap())
+    }
+
+    fn refused(&self) -> String {
+        self.try_container().unwrap_err().to_string()
+    }
+}
+
+/// As JSON, with the sets of capabilities in order.
+fn sorted(spec: &Spec) -> Value {
+    let mut json = serde_json::to_value(spec).unwrap();
+    for set in json["process"]["capabilities"].as_object_mut().unwrap().values_mut() {
+        set.as_array_mut().unwrap().sort_by_key(|name| name.as_str().unwrap().to_owned());
+    }
+    json
+}
+
+fn pod_spec() -> PodSpec {
+    PodSpec {
+        name: PodName { name: "web".into(), namespace: "prod".into(), uid: "u-1".into(), attempt: 0 },
+        hostname: "web-0".into(),
+        log_directory: "/var/log/pods/web".into(),
+        dns: None,
+        port_mappings: Vec::new(),
+        labels: StringMap::new(),
+        annotations: StringMap::new(),
+        cgroup_parent: "/kubepods/podu-1".into(),
+        sysctls: StringMap::new(),
+        namespaces: Namespaces { pid: NamespaceMode::Container, ..Namespaces::default() },
+        run_as: RunAs::default(),
+        readonly_rootfs: false,
+        privileged: false,
+        seccomp: SecurityProfile::Unset,
+        apparmor: SecurityProfile::Unset,
+        selinux: None,
+        overhead: None,
+        resources: None,
+        handler: String::new(),
+    }
+}
+
+fn container_spec() -> ContainerSpec {
+    ContainerSpec {
+        name: ContainerName { name: "app".into(), attempt: 0 },
+        command: Vec::new(),
+        args: Vec::new(),
+        working_dir: String::new(),
+        env: vec![("MODE".into(), "test".into())],
+        mounts: Vec::new(),
+        devices: Vec::new(),
+        cdi_devices: Vec::new(),
+        labels: StringMap::new(),
+        annotations: StringMap::new(),
+        log_path: "app/0.log".into(),
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+        stop_signal: None,
+        resources: Resources::default(),
+        capabilities: Capabilities::default(),
+        privileged: false,
+        namespaces: Namespaces { pid: NamespaceMode::Container, ..Namespaces::default() },
+        run_as: RunAs::default(),
+        readonly_rootfs: false,
+        no_new_privs: false,
+        masked_paths: vec!["/proc/kcore".into()],
+        readonly_paths: vec!["/proc/sys".into()],
+        seccomp: SecurityProfile::Unset,
+        apparmor: SecurityProfile::Unset,
+        selinux: None,
+    }
+}
+
+fn image() -> Image {
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+        "config": {"Entrypoint": ["/app"], "Cmd": ["serve"], "Env": ["LANG=C"], "WorkingDir": "/srv"},
+    });
+    Image {
+        requested: "app:1".into(),
+        id: "sha256:1".into(),
+        name: "docker.io/library/app:1".into(),
+        chain_id: "sha256:2".into(),
+        config: serde_json::from_value::<ImageConfiguration>(config).unwrap(),
+    }
+}
+
+fn host() -> Host {
+    Host {
+        hostname: "node".into(),
+        kernel: (6, 1),
+        cgroup: CgroupMode::V2,
+        seccomp: true,
+        apparmor: false,
+        capabilities: vec![Capability::Chown, Capability::NetAdmin],
+        lowest_oom_score_adj: -1000,
+        hugetlb: true,
+        swap: true,
+    }
+}
+
+#[test]
+fn a_pause_container_of_an_ordinary_pod() {
+    insta::assert_json_snapshot!(World::new().pod());
+}
+
+#[test]
+fn a_pause_container_in_the_hosts_namespaces() {
+    let mut world = World::new();
+    let node = NamespaceMode::Node;
+    world.pod.namespaces = Namespaces { network: node, pid: node, ipc: node, ..Namespaces::default() };
+    world.host.lowest_oom_score_adj = 0;
+    let spec = world.pod();
+    assert_eq!(spec["hostname"], Value::Null);
+    assert_eq!(spec["process"]["oomScoreAdj"], 0);
+    insta::assert_json_snapshot!(spec["linux"]);
+    world.pod.sysctls.insert("net.ipv4.ip_forward".into(), "1".into());
+    assert!(matches!(world.try_pod(), Err(Error::Invalid(_))));
+}
+
+#[test]
+fn an_ordinary_container() {
+    insta::assert_json_snapshot!(World::new().container());
+}
+
+#[test]
+fn a_privileged_container() {
+    let mut world = World::new();
+    world.pod.privileged = true;
+    world.container.privileged = true;
+    world.container.seccomp = SecurityProfile::RuntimeDefault;
+    let spec = world.container();
+    assert_eq!(spec["process"]["capabilities"]["bounding"], serde_json::json!(["CAP_CHOWN", "CAP_NET_ADMIN"]));
+    insta::assert_json_snapshot!((&spec["mounts"], &spec["linux"]));
+    world.pod.privileged = false;
+    assert_eq!(world.refused(), "no privileged container allowed in sandbox");
+}
+
+#[test]
+fn a_terminal_with_a_user_and_groups() {
+    let mut world = World::new();
+    world.container.tty = true;
+    world.container.no_new_privs = true;
+    world.container.command = vec!["sh".into()];
+    world.container.working_dir = "/home".into();
+    world.user = ContainerUser { uid: 1000, gid: 1001, supplemental_groups: vec![1001, 2000] };
+    insta::assert_json_snapshot!(world.container()["process"]);
+}
+
+#[test]
+fn resources_are_written_only_where_set_and_where_the_host_can_keep_them() {
+    let mut world = World::new();
+    world.container.resources = Resources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        cpuset_cpus: "0-1".into(),
+        memory_limit: 64 << 20,
+        oom_score_adj: -999,
+        hugepage_limits: vec![("2MB".into(), 4 << 20)],
+        unified: StringMap::from([("memory.high".into(), "1000".into())]),
+        ..Resources::default()
+    };
+    let full = world.container();
+    assert_eq!(full["process"]["oomScoreAdj"], -999);
+    let mut limits = full["linux"]["resources"].clone();
+    limits.as_object_mut().unwrap().remove("devices");
+    insta::assert_json_snapshot!(limits);
+    world.host = Host { hugetlb: false, swap: false, lowest_oom_score_adj: -5, ..host() };
+    let less = world.container();
+    assert_eq!(less["process"]["oomScoreAdj"], -5);
+    assert_eq!(less["linux"]["resources"]["hugepageLimits"], Value::Null);
+    assert_eq!(less["linux"]["resources"]["memory"], serde_json::json!({"limit": 64 << 20}));
+}
+
+#[test]
+fn mounts_are_merged_by_destination_parents_first() {
+    let mut world = World::new();
+    world.container.readonly_rootfs = true;
+    let mount = |destination: &str, propagation, readonly| ResolvedMount {
+        destination: destination.into(),
+        source: Path::new("/host").join(destination.trim_start_matches('/')),
+        readonly,
+        recursive_readonly: false,
+        propagation,
+    };
+    world.mounts = vec![
+        mount("/data/deep/er", Propagation::HostToContainer, false),
+        mount("/data", Propagation::Bidirectional, false),
+        mount("/etc/hosts", Propagation::Private, true),
+    ];
+    let spec = world.container();
+    assert_eq!(spec["linux"]["rootfsPropagation"], "rshared");
+    let line = |mount: &Value| format!("{} {} {}", mount["destination"], mount["source"], mount["options"]);
+    let lines: Vec<String> = spec["mounts"].as_array().unwrap().iter().map(line).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+    world.mounts = vec![mount("/dev", Propagation::Private, false)];
+    let spec = world.container();
+    let below: Vec<&str> =
+        spec["mounts"].as_array().unwrap().iter().filter_map(|m| m["destination"].as_str()).collect();
+    assert_eq!(below.iter().filter(|path| path.starts_with("/dev")).collect::<Vec<_>>(), [&"/dev"]);
+}
+
+#[test]
+fn what_cannot_be_kept_is_refused_by_name() {
+    let mut world = World::new();
+    world.container.apparmor = SecurityProfile::RuntimeDefault;
+    assert_eq!(world.refused(), "apparmor: apparmor is not supported by this host");
+    world.container.apparmor = SecurityProfile::Unset;
+    world.container.capabilities.add = vec!["FLY".into()];
+    assert_eq!(world.refused(), "unknown capability \"FLY\"");
+    world.container.capabilities.add.clear();
+    world.container.namespaces.pid = NamespaceMode::Target;
+    world.container.namespaces.target = Some("other".into());
+    assert_eq!(world.refused(), "container \"other\" is not running");
+    world.container.namespaces.pid = NamespaceMode::Pod;
+    world.mounts = vec![ResolvedMount {
+        destination: "/d".into(),
+        source: "/d".into(),
+        readonly: true,
+        recursive_readonly: true,
+        propagation: Propagation::Private,
+    }];
+    assert!(world.refused().starts_with("RROUnsupported"));
+}

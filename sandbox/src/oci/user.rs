@@ -191,7 +191,20 @@ mod tests {
             check(run_as(None, Some(9), None), "web"),
             check(strict, ""),
         ];
-        insta::assert_snapshot!(table.join("\n"), @r#""#);
+        insta::assert_snapshot!(table.join("\n"), @r##"
+        0 0 [0, 2000]
+        1000 1001 [1001, 2000, 3000]
+        1000 2000 [2000, 3000]
+        1000 5 [5, 2000, 3000]
+        4242 0 [0]
+        user "nobody": not in the image's /etc/passwd
+        group "none": not in the image's /etc/group
+        1000 1001 [1001, 2000, 3000]
+        1000 9 [9, 2000, 3000]
+        1000 1001 [1001, 2000, 3000]
+        user group "9" is specified without user
+        1000 1001 [7, 1001]
+        "##);
     }
 
     #[test]
