@@ -1,0 +1,391 @@
+//! One layer being written: each entry becomes one change beneath the root.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timestamps};
+use rustix::io::Errno;
+
+use super::archive::{Archive, Entry, Kind, Looks, Region};
+use super::lower::{Found, Lower, is_directory, is_whiteout};
+use super::root::{Root, clean, split};
+use super::whiteout::Meaning;
+use super::{Applied, Error, Limits, Target, Whiteouts, attributes, remove, whiteout};
+
+pub(super) struct Layer {
+    root: Root,
+    lower: Lower,
+    whiteouts: Whiteouts,
+    limits: Limits,
+    applied: Applied,
+    /// Inodes that this layer brought, where the root holds those of the layers below as well.
+    own: HashSet<u64>,
+    /// Times of directories, by path; set last, for every entry changes those of its directory.
+    directories: Vec<(Vec<u8>, Timestamps)>,
+}
+
+/// Where an entry goes.
+struct Place<'a> {
+    dir: Rc<OwnedFd>,
+    /// The last component of `path`, a cleaned name.
+    name: &'a [u8],
+    path: &'a [u8],
+}
+
+impl Place<'_> {
+    fn failed(&self, what: &'static str) -> impl Fn(Errno) -> Error + '_ {
+        move |errno| Error::failed(what, self.path, errno)
+    }
+}
+
+impl Layer {
+    pub(super) fn open(target: &Target, limits: &Limits) -> Result<Layer, Error> {
+        Ok(Layer {
+            root: Root::open(&target.root)?,
+            lower: Lower::open(&target.parents)?,
+            whiteouts: target.whiteouts,
+            limits: *limits,
+            applied: Applied::default(),
+            own: HashSet::new(),
+            directories: Vec::new(),
+        })
+    }
+
+    pub(super) fn add(&mut self, entry: &Entry, archive: &mut Archive<'_>) -> Result<(), Error> {
+        let path = clean(&entry.name);
+        if path.is_empty() {
+            // The root looks as the snapshotter made it look.
+            return Ok(());
+        }
+        let (parent, name) = split(&path);
+        let meaning = whiteout::meaning(name)?;
+        if meaning == Meaning::Notes {
+            return Ok(());
+        }
+        let place = Place { dir: self.parent(parent)?, name, path: &path };
+        match meaning {
+            Meaning::File => self.put(entry, &place, archive),
+            Meaning::Deletes(deleted) => self.delete(&place, deleted),
+            Meaning::Opaque => self.delete_all(&place),
+            Meaning::Notes => Ok(()),
+        }
+    }
+
+    pub(super) fn finish(self) -> Result<Applied, Error> {
+        for (path, times) in &self.directories {
+            match self.root.directory_nofollow(path) {
+                Ok(dir) => {
+                    rustix::fs::futimens(&dir, times).map_err(|errno| Error::failed("set the times of", path, errno))?
+                }
+                // A later entry replaced it.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(errno) => return Err(Error::failed("open the directory", path, errno)),
+            }
+        }
+        Ok(self.applied)
+    }
+
+    fn put(&mut self, entry: &Entry, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), Error> {
+        match &entry.kind {
+            Kind::Directory => self.put_directory(place, &entry.looks),
+            Kind::File { size } => {
+                self.count_bytes(*size)?;
+                let whole = [Region { offset: 0, length: *size }];
+                self.put_file(place, &entry.looks, &whole, None, archive)
+            }
+            Kind::Sparse { regions, size } => {
+                self.count_bytes(regions.iter().map(|region| region.length).sum())?;
+                self.put_file(place, &entry.looks, regions, Some(*size), archive)
+            }
+            Kind::Hardlink { target } => self.put_hardlink(place, target),
+            Kind::Symlink { target } => self.put_unopened(place, &entry.looks, true, |dir, name| {
+                rustix::fs::symlinkat(target.as_slice(), dir, name)
+            }),
+            Kind::Fifo => self.put_unopened(place, &entry.looks, false, |dir, name| {
+                rustix::fs::mknodat(dir, name, FileType::Fifo, Mode::empty(), 0)
+            }),
+            Kind::Char { major, minor } => self.put_unopened(place, &entry.looks, false, |dir, name| {
+                let device = rustix::fs::makedev(*major, *minor);
+                rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), device)
+            }),
+            Kind::Block { major, minor } => self.put_unopened(place, &entry.looks, false, |dir, name| {
+                let device = rustix::fs::makedev(*major, *minor);
+                rustix::fs::mknodat(dir, name, FileType::BlockDevice, Mode::empty(), device)
+            }),
+        }
+    }
+
+    fn put_directory(&mut self, place: &Place<'_>, looks: &Looks) -> Result<(), Error> {
+        let failed = place.failed("make the directory");
+        let make = |dir: BorrowedFd<'_>| rustix::fs::mkdirat(dir, place.name, Mode::RWXU);
+        let mut replaced = false;
+        match make(place.dir.as_fd()) {
+            Ok(()) => self.count_inode()?,
+            Err(Errno::EXIST) if self.is_directory(place)? => {}
+            Err(Errno::EXIST) => {
+                self.clear(place)?;
+                self.count_inode()?;
+                make(place.dir.as_fd()).map_err(&failed)?;
+                replaced = true;
+            }
+            Err(errno) => return Err(failed(errno)),
+        }
+        let fd = open_new(place, OFlags::RDONLY | OFlags::DIRECTORY).map_err(&failed)?;
+        if replaced {
+            // What it took the place of hid a directory of that name below, if there is one.
+            self.hide_below(fd.as_fd()).map_err(&failed)?;
+        }
+        attributes::set(fd.as_fd(), place.path, looks)?;
+        self.remember(&rustix::fs::fstat(&fd).map_err(failed)?);
+        self.directories.push((place.path.to_vec(), attributes::times(looks)));
+        Ok(())
+    }
+
+    fn put_file(
+        &mut self,
+        place: &Place<'_>,
+        looks: &Looks,
+        regions: &[Region],
+        sparse_size: Option<u64>,
+        archive: &mut Archive<'_>,
+    ) -> Result<(), Error> {
+        let fd = self.create(place, |dir, name| create_file(dir, name))?;
+        let mut file = File::from(fd);
+        let failed = |source| Error::failed("write the file", place.path, source);
+        for region in regions {
+            let (mut at, end) = (region.offset, region.offset + region.length);
+            while let Some(data) = archive.data(end - at)? {
+                match sparse_size {
+                    None => file.write_all(data).map_err(failed)?,
+                    Some(_) => file.write_all_at(data, at).map_err(failed)?,
+                }
+                at += data.len() as u64;
+            }
+        }
+        if let Some(size) = sparse_size {
+            file.set_len(size).map_err(failed)?;
+        }
+        attributes::set(file.as_fd(), place.path, looks)?;
+        rustix::fs::futimens(&file, &attributes::times(looks)).map_err(place.failed("set the times of"))
+    }
+
+    /// Makes what cannot be opened without side effects: links, pipes and devices.
+    fn put_unopened(
+        &mut self,
+        place: &Place<'_>,
+        looks: &Looks,
+        is_link: bool,
+        make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<(), Errno>,
+    ) -> Result<(), Error> {
+        let fd = self.create(place, |dir, name| {
+            make(dir, name)?;
+            rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        })?;
+        attributes::set_unopened(fd.as_fd(), place.path, looks, is_link)?;
+        attributes::set_times(place.dir.as_fd(), place.name, place.path, &attributes::times(looks))
+    }
+
+    /// A second name of a file. What the link's own entry says of owner, mode and times is the file's business.
+    fn put_hardlink(&mut self, place: &Place<'_>, target: &[u8]) -> Result<(), Error> {
+        let target = clean(target);
+        if target.is_empty() {
+            return Err(Error::refused(place.path, "a hard link to the root"));
+        }
+        if target == place.path {
+            return Ok(());
+        }
+        let failed =
+            |errno| Error::failed(&format!("link {:?} as", target.escape_ascii().to_string()), place.path, errno);
+        let (parent, name) = split(&target);
+        let here = self.root.directory(parent).and_then(|dir| {
+            let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if is_whiteout(&stat) && !self.lower.is_empty() { Err(Errno::NOENT) } else { Ok((dir, stat)) }
+        });
+        let (dir, stat) = match here {
+            Err(Errno::NOENT) => self.copy_up(&target)?,
+            other => other.map_err(failed)?,
+        };
+        if is_directory(&stat) {
+            return Err(Error::refused(place.path, "a hard link to a directory"));
+        }
+        let link = || rustix::fs::linkat(&dir, name, &place.dir, place.name, AtFlags::empty());
+        match link() {
+            Err(Errno::EXIST) => {
+                self.clear(place)?;
+                link().map_err(failed)
+            }
+            other => other.map_err(failed),
+        }
+    }
+
+    /// Copies a file of the layers below to this one, where it gets another name.
+    fn copy_up(&mut self, path: &[u8]) -> Result<(Rc<OwnedFd>, Stat), Error> {
+        let missing = || Error::refused(path, "a hard link leads to it, and it does not exist");
+        let Found { fd, stat } = self.lower.find(path)?.ok_or_else(missing)?;
+        let (parent, name) = split(path);
+        let place = Place { dir: self.parent(parent)?, name, path };
+        let looks = attributes::looks_of(fd.as_fd(), &stat, path)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {
+                self.count_bytes(stat.st_size.unsigned_abs())?;
+                let failed = |source| Error::failed("copy the file", path, source);
+                let mut from = File::open(attributes::procfs_name(&fd)).map_err(failed)?;
+                let mut to = File::from(self.create(&place, |dir, name| create_file(dir, name))?);
+                std::io::copy(&mut from, &mut to).map_err(failed)?;
+                attributes::set(to.as_fd(), path, &looks)?;
+                rustix::fs::futimens(&to, &attributes::times(&looks)).map_err(place.failed("set the times of"))?;
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&fd, "", Vec::new()).map_err(place.failed("read the link"))?;
+                self.put_unopened(&place, &looks, true, |dir, name| rustix::fs::symlinkat(&target, dir, name))?;
+            }
+            FileType::Directory => return Err(Error::refused(path, "a hard link to a directory")),
+            special => self.put_unopened(&place, &looks, false, |dir, name| {
+                rustix::fs::mknodat(dir, name, special, Mode::empty(), stat.st_rdev)
+            })?,
+        }
+        let stat = rustix::fs::statat(&place.dir, name, AtFlags::SYMLINK_NOFOLLOW);
+        Ok((Rc::clone(&place.dir), stat.map_err(place.failed("look at"))?))
+    }
+
+    fn delete(&mut self, place: &Place<'_>, name: &[u8]) -> Result<(), Error> {
+        let failed = place.failed("apply");
+        self.root.forget();
+        match self.whiteouts {
+            Whiteouts::Overlay => {
+                self.count_inode()?;
+                whiteout::hide(place.dir.as_fd(), name).map_err(failed)
+            }
+            Whiteouts::Remove => whiteout::delete(place.dir.as_fd(), name, &self.own).map_err(failed),
+        }
+    }
+
+    fn delete_all(&mut self, place: &Place<'_>) -> Result<(), Error> {
+        let failed = place.failed("apply");
+        self.root.forget();
+        match self.whiteouts {
+            Whiteouts::Overlay => whiteout::hide_all(place.dir.as_fd()).map_err(failed),
+            Whiteouts::Remove => {
+                let dir = place.dir.try_clone().map_err(|error| Error::failed("apply", place.path, error))?;
+                whiteout::delete_in(dir, &self.own).map_err(failed)
+            }
+        }
+    }
+
+    /// The directory of an entry, made with its own parents if the archive left them out.
+    fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Error> {
+        match self.root.directory(path) {
+            // A whiteout may be in the way as well as nothing.
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            other => return other.map_err(|errno| Error::failed("open the directory", path, errno)),
+        }
+        let mut made = 0;
+        let (lower, directories, own) = (&self.lower, &mut self.directories, &mut self.own);
+        let overlay = self.whiteouts == Whiteouts::Overlay;
+        let fd = self.root.directory_or_make(path, |parent, path, found| {
+            made += 1;
+            let failed = |errno: Errno| Error::failed("make the directory", path, errno);
+            let name = split(path).1;
+            match found {
+                None => {}
+                Some(stat) if overlay && is_whiteout(&stat) => {
+                    rustix::fs::unlinkat(parent, name, AtFlags::empty()).map_err(failed)?;
+                }
+                Some(_) => return Err(failed(Errno::NOTDIR)),
+            }
+            rustix::fs::mkdirat(parent, name, Mode::RWXU).map_err(failed)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(failed)?;
+            own.insert(rustix::fs::fstat(&fd).map_err(failed)?.st_ino);
+            let below = if found.is_some() { None } else { lower.find(path)? };
+            match below {
+                Some(Found { fd: like, stat }) if is_directory(&stat) => {
+                    directories.push((path.to_vec(), attributes::times_of(&stat)));
+                    attributes::copy(like.as_fd(), &stat, fd.as_fd(), path)
+                }
+                _ => {
+                    if found.is_some() {
+                        whiteout::hide_all(fd.as_fd()).map_err(failed)?;
+                    }
+                    rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(failed)
+                }
+            }
+        })?;
+        for _ in 0..made {
+            self.count_inode()?;
+        }
+        Ok(Rc::new(fd))
+    }
+
+    /// Makes something new at the place, where `make` must fail if there is something; what is there goes.
+    fn create(
+        &mut self,
+        place: &Place<'_>,
+        make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<OwnedFd, Errno>,
+    ) -> Result<OwnedFd, Error> {
+        self.count_inode()?;
+        let made = match make(place.dir.as_fd(), place.name) {
+            Err(Errno::EXIST) => {
+                self.clear(place)?;
+                make(place.dir.as_fd(), place.name)
+            }
+            other => other,
+        };
+        let fd = made.map_err(place.failed("make"))?;
+        self.remember(&rustix::fs::fstat(&fd).map_err(place.failed("look at"))?);
+        Ok(fd)
+    }
+
+    fn clear(&mut self, place: &Place<'_>) -> Result<(), Error> {
+        self.root.forget();
+        remove::tree(place.dir.as_fd(), place.name).map_err(place.failed("replace"))
+    }
+
+    fn is_directory(&self, place: &Place<'_>) -> Result<bool, Error> {
+        let stat = rustix::fs::statat(&place.dir, place.name, AtFlags::SYMLINK_NOFOLLOW);
+        Ok(is_directory(&stat.map_err(place.failed("look at"))?))
+    }
+
+    fn hide_below(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+        match self.whiteouts {
+            Whiteouts::Overlay => whiteout::hide_all(dir),
+            Whiteouts::Remove => Ok(()),
+        }
+    }
+
+    fn remember(&mut self, stat: &Stat) {
+        if self.whiteouts == Whiteouts::Remove {
+            self.own.insert(stat.st_ino);
+        }
+    }
+
+    fn count_inode(&mut self) -> Result<(), Error> {
+        self.applied.inodes += 1;
+        match self.applied.inodes > self.limits.inodes {
+            true => Err(Error::TooMuch { what: "files", limit: self.limits.inodes }),
+            false => Ok(()),
+        }
+    }
+
+    fn count_bytes(&mut self, bytes: u64) -> Result<(), Error> {
+        self.applied.bytes = self.applied.bytes.saturating_add(bytes);
+        match self.applied.bytes > self.limits.bytes {
+            true => Err(Error::TooMuch { what: "bytes of files", limit: self.limits.bytes }),
+            false => Ok(()),
+        }
+    }
+}
+
+fn create_file(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
+}
+
+/// Opens what was just made at the place.
+fn open_new(place: &Place<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(&place.dir, place.name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
