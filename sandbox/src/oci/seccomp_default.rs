@@ -19,9 +19,21 @@ const ENOSYS: u32 = 38;
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET of linux/sched.h.
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
 
-/// linux/socket.h.
-const AF_ALG: u64 = 38;
-const AF_VSOCK: u64 = 40;
+/// Socket families 0 to 63 without 38 (AF_ALG) and 40 (AF_VSOCK), as (mask, value) of the argument.
+///
+/// Masks and not comparisons: the kernel takes the lower 32 bits for the family, but a comparison sees all 64, so one of
+/// the upper bits would make any family look like a greater one.
+const FAMILIES: [(u64, u64); 8] = [
+    (0xffff_ffe0, 0),
+    (0xffff_fffc, 32),
+    (0xffff_fffe, 36),
+    (0xffff_ffff, 39),
+    (0xffff_ffff, 41),
+    (0xffff_fffe, 42),
+    (0xffff_fffc, 44),
+    (0xffff_fff0, 48),
+];
+
 /// linux/net.h: the first argument of `socketcall` that makes a socket.
 const SYS_SOCKET: u64 = 1;
 
@@ -197,29 +209,21 @@ fn architectures() -> Vec<Arch> {
 }
 
 /// Every family but AF_ALG, the kernel's cryptography with its history of bugs, and AF_VSOCK, which leads to the
-/// hypervisor past every network namespace. One rule may look at an argument only once, so the gaps are ranges.
+/// hypervisor past every network namespace.
 ///
 /// `socketcall` is how 32-bit programs of old made sockets, with the family out of a filter's sight: making one by it is
 /// refused, the rest of it works on sockets that exist.
 fn sockets() -> Vec<LinuxSyscall> {
-    use LinuxSeccompOperator::{ScmpCmpEq, ScmpCmpGt, ScmpCmpLt, ScmpCmpNe};
-    vec![
-        allow_if("socket", argument(0, ScmpCmpLt, AF_ALG)),
-        allow_if("socket", argument(0, ScmpCmpEq, AF_ALG + 1)),
-        allow_if("socket", argument(0, ScmpCmpGt, AF_VSOCK)),
-        allow_if("socketcall", argument(0, ScmpCmpNe, SYS_SOCKET)),
-    ]
+    let family = |(mask, value)| allow_if("socket", masked(mask, value));
+    let mut rules: Vec<LinuxSyscall> = FAMILIES.into_iter().map(family).collect();
+    rules.push(allow_if("socketcall", argument(0, LinuxSeccompOperator::ScmpCmpNe, SYS_SOCKET)));
+    rules
 }
 
 /// `clone` with no flag that makes a namespace. `clone3` has its flags in memory, where a filter cannot look, so it does
 /// not exist: libraries then fall back to `clone`.
 fn clone_without_namespaces() -> [LinuxSyscall; 2] {
-    let argument = LinuxSeccompArgBuilder::default()
-        .index(0usize)
-        .op(LinuxSeccompOperator::ScmpCmpMaskedEq)
-        .value(CLONE_NAMESPACES)
-        .value_two(0u64);
-    let no_namespaces = argument.build().expect("no field is required");
+    let no_namespaces = masked(CLONE_NAMESPACES, 0);
     let mut clone3 = allow(&["clone3"]);
     clone3.set_action(LinuxSeccompAction::ScmpActErrno).set_errno_ret(Some(ENOSYS));
     [allow_if("clone", no_namespaces), clone3]
@@ -239,6 +243,13 @@ fn allow_if(name: &str, argument: LinuxSeccompArg) -> LinuxSyscall {
 
 fn argument(index: usize, operator: LinuxSeccompOperator, value: u64) -> LinuxSeccompArg {
     let argument = LinuxSeccompArgBuilder::default().index(index).op(operator).value(value);
+    argument.build().expect("no field is required")
+}
+
+/// The first argument's bits under `mask` are `value`.
+fn masked(mask: u64, value: u64) -> LinuxSeccompArg {
+    let operator = LinuxSeccompOperator::ScmpCmpMaskedEq;
+    let argument = LinuxSeccompArgBuilder::default().index(0usize).op(operator).value(mask).value_two(value);
     argument.build().expect("no field is required")
 }
 
@@ -276,6 +287,15 @@ mod tests {
     }
 
     #[test]
+    fn all_socket_families_pass_but_two_whatever_the_upper_bits() {
+        let passes = |family: u64| FAMILIES.iter().any(|(mask, value)| family & mask == *value);
+        for upper in [0, 1 << 32, 0xffff_ffff_0000_0000] {
+            let refused: Vec<u64> = (0..64).filter(|family| !passes(family | upper)).collect();
+            assert_eq!(refused, [38, 40]);
+        }
+    }
+
+    #[test]
     fn rules_with_arguments_are_these() {
         let profile = profile(&HashSet::new(), (6, 1));
         let special = profile
@@ -290,9 +310,14 @@ mod tests {
         {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":131072,"op":"SCMP_CMP_EQ"}]}
         {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":131080,"op":"SCMP_CMP_EQ"}]}
         {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967295,"op":"SCMP_CMP_EQ"}]}
-        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":38,"op":"SCMP_CMP_LT"}]}
-        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":39,"op":"SCMP_CMP_EQ"}]}
-        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":40,"op":"SCMP_CMP_GT"}]}
+        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967264,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}]}
+        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967292,"valueTwo":32,"op":"SCMP_CMP_MASKED_EQ"}]}
+        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967294,"valueTwo":36,"op":"SCMP_CMP_MASKED_EQ"}]}
+        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967295,"valueTwo":39,"op":"SCMP_CMP_MASKED_EQ"}]}
+        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967295,"valueTwo":41,"op":"SCMP_CMP_MASKED_EQ"}]}
+        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967294,"valueTwo":42,"op":"SCMP_CMP_MASKED_EQ"}]}
+        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967292,"valueTwo":44,"op":"SCMP_CMP_MASKED_EQ"}]}
+        {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":4294967280,"valueTwo":48,"op":"SCMP_CMP_MASKED_EQ"}]}
         {"names":["socketcall"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":1,"op":"SCMP_CMP_NE"}]}
         {"names":["clone"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}]}
         {"names":["clone3"],"action":"SCMP_ACT_ERRNO","errnoRet":38}
