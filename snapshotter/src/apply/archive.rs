@@ -40,6 +40,9 @@ pub(super) struct Region {
     pub(super) length: u64,
 }
 
+/// Extended attributes, by name.
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What is set on a file besides its content.
 #[derive(Debug)]
 pub(super) struct Looks {
@@ -48,7 +51,7 @@ pub(super) struct Looks {
     pub(super) gid: u32,
     pub(super) accessed: Timespec,
     pub(super) modified: Timespec,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: Xattrs,
 }
 
 pub(super) struct Archive<'a> {

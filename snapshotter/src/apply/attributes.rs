@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags
 use rustix::io::Errno;
 
 use super::Error;
-use super::archive::Looks;
+use super::archive::{Looks, Xattrs};
 
 /// Marks a directory that hides the one below it.
 pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
@@ -106,7 +106,7 @@ fn set_xattrs(path: &[u8], looks: &Looks, set: impl Fn(&OsStr, &[u8]) -> Result<
     Ok(())
 }
 
-fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+fn xattrs(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     let file = procfs_name(fd);
     let mut names = vec![0; MAX_XATTR];
     match rustix::fs::listxattr(&file, names.as_mut_slice()) {

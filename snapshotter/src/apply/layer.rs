@@ -153,7 +153,7 @@ impl Layer {
         sparse_size: Option<u64>,
         archive: &mut Archive<'_>,
     ) -> Result<(), Error> {
-        let fd = self.create(place, |dir, name| create_file(dir, name))?;
+        let fd = self.create(place, create_file)?;
         let mut file = File::from(fd);
         let failed = |source| Error::failed("write the file", place.path, source);
         for region in regions {
@@ -234,7 +234,7 @@ impl Layer {
                 self.count_bytes(stat.st_size.unsigned_abs())?;
                 let failed = |source| Error::failed("copy the file", path, source);
                 let mut from = File::open(attributes::procfs_name(&fd)).map_err(failed)?;
-                let mut to = File::from(self.create(&place, |dir, name| create_file(dir, name))?);
+                let mut to = File::from(self.create(&place, create_file)?);
                 std::io::copy(&mut from, &mut to).map_err(failed)?;
                 attributes::set(to.as_fd(), path, &looks)?;
                 rustix::fs::futimens(&to, &attributes::times(&looks)).map_err(place.failed("set the times of"))?;
