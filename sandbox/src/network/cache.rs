@@ -176,9 +176,9 @@ mod tests {
         insta::assert_snapshot!(text, @r##"
         {"kind":"cniCacheV1","containerId":"ID","config":"CONFIG","ifName":"eth0","networkName":"net","netns":"/run/netns/x","cniArgs":[["IgnoreUnknown","1"]],"capabilityArgs":{"cgroupPath":"/kubepods"},"result":{"cniVersion":"1.0.0"}}
         "##);
-        assert_eq!(cache.of_pod(&id).unwrap(), [entry.clone()]);
+        assert_eq!(cache.of_pod(&id).unwrap(), std::slice::from_ref(&entry));
         assert_eq!(entry.network().unwrap(), network());
-        assert_eq!(cache.pods().unwrap(), [id.clone()]);
+        assert_eq!(cache.pods().unwrap(), std::slice::from_ref(&id));
         cache.remove("net", &id, "eth0").unwrap();
         cache.remove("net", &id, "eth0").unwrap();
         assert_eq!(cache.pods().unwrap(), []);

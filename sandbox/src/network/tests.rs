@@ -173,7 +173,7 @@ async fn privileged_a_failed_network_takes_all_back_and_the_next_try_works() {
 #[tokio::test]
 async fn privileged_a_plugin_that_hangs_is_killed_with_its_children() {
     let mut node = Node::new();
-    node.deadline = Duration::from_secs(1);
+    node.deadline = Duration::from_secs(3);
     let child = node.path("child");
     let hang = format!("[ $CNI_COMMAND = DEL ] && exit 0\nsleep 1000 & echo $! > {}\nwait", child.display());
     node.plugin("slow", &hang);
@@ -182,7 +182,7 @@ async fn privileged_a_plugin_that_hangs_is_killed_with_its_children() {
     assert!(matches!(error, Error::Deadline(_)), "{error:?}");
     assert_eq!(
         node.error(&error),
-        r#"plugin type="slow" name="net" failed (add): no answer within 1s, so it was killed"#
+        r#"plugin type="slow" name="net" failed (add): no answer within 3s, so it was killed"#
     );
     let pid = fs::read_to_string(child).unwrap();
     let status = PathBuf::from(format!("/proc/{}/status", pid.trim()));

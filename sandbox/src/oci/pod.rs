@@ -15,8 +15,8 @@ pub(super) fn spec(input: &PodInput<'_>) -> Result<Spec, Error> {
     let own_uts = !namespaces::host_network(&pod.namespaces);
     let mut root = Root::default();
     root.set_path("rootfs".into()).set_readonly(Some(true));
-    let cgroup_mount = None;
-    let defaults = mounts::defaults(mounts::Defaults { sys_writable: pod.privileged, cgroup: cgroup_mount });
+    // A pause process has no use for its cgroup's files.
+    let defaults = mounts::defaults(mounts::Defaults { sys_writable: pod.privileged, cgroup: None });
     let mut spec = Spec::default();
     spec.set_version(input.oci_version.to_owned())
         .set_root(Some(root))

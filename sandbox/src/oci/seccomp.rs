@@ -10,7 +10,11 @@ use std::{
 use oci_spec::runtime::{Capability, LinuxSeccomp};
 
 use super::seccomp_default;
-use crate::{error::Error, host::Host, model::SecurityProfile};
+use crate::{
+    error::Error,
+    host::Host,
+    model::{SecurityProfile, Selinux},
+};
 
 /// Larger than any filter that the kernel would load.
 const MAX_PROFILE: u64 = 16 << 20;
@@ -64,16 +68,16 @@ pub(super) fn filter(profile: &SecurityProfile, process: &Process<'_>) -> Result
 pub(super) fn refuse_modules(
     privileged: bool,
     apparmor: &SecurityProfile,
-    selinux: Option<&crate::model::Selinux>,
+    selinux: Option<&Selinux>,
     host: &Host,
 ) -> Result<(), Error> {
     match apparmor {
         SecurityProfile::Unset | SecurityProfile::Unconfined => {}
-        // A privileged process skips the default profile anyway.
-        SecurityProfile::RuntimeDefault if privileged => {}
         SecurityProfile::RuntimeDefault | SecurityProfile::Localhost(_) if !host.apparmor => {
             return Err(Error::Unsupported("apparmor: apparmor is not supported by this host".into()));
         }
+        // A privileged process skips the default profile anyway.
+        SecurityProfile::RuntimeDefault if privileged => {}
         SecurityProfile::RuntimeDefault | SecurityProfile::Localhost(_) => {
             return Err(Error::Unsupported("apparmor: AppArmor profiles are not supported".into()));
         }
@@ -83,4 +87,36 @@ pub(super) fn refuse_modules(
         return Err(Error::Unsupported("selinux_options: SELinux labels are not supported".into()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_localhost_profile_that_cannot_be_had_is_an_error_and_never_no_filter() {
+        let dir = tempfile::tempdir().unwrap();
+        let bad = dir.path().join("bad.json");
+        fs::write(&bad, "{").unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        for name in ["".to_owned(), "profile.json".into(), path("missing.json"), path(""), path("bad.json")] {
+            let error = read_profile(&SecurityProfile::Localhost(name.clone())).unwrap_err();
+            assert!(error.to_string().contains(name.trim_end_matches('/')), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_localhost_profile_is_read_as_it_is_with_or_without_the_old_prefix() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = r#"{"defaultAction":"SCMP_ACT_LOG","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}"#;
+        fs::write(file.path(), text).unwrap();
+        let path = file.path().to_str().unwrap();
+        for name in [path.to_owned(), format!("localhost/{path}")] {
+            let profile = read_profile(&SecurityProfile::Localhost(name)).unwrap().unwrap();
+            assert_eq!(serde_json::to_string(&profile).unwrap(), text);
+        }
+        assert_eq!(read_profile(&SecurityProfile::RuntimeDefault).unwrap(), None);
+    }
 }
