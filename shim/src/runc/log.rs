@@ -27,8 +27,7 @@ pub(super) fn read(mut file: File) -> String {
 pub(super) fn last_error(log: &str) -> Option<String> {
     log.lines()
         .filter_map(|line| serde_json::from_str::<Line<'_>>(line).ok())
-        .filter(|line| matches!(&*line.level, "error" | "fatal"))
-        .last()
+        .rfind(|line| matches!(&*line.level, "error" | "fatal"))
         .map(|line| line.msg.trim().to_owned())
 }
 

@@ -16,7 +16,7 @@ use super::error::TaskError;
 use super::io::console::ConsoleSocket;
 use super::io::request::StdioRequest;
 use super::io::{ChildSide, PipeOwner, ProcessIo};
-use super::process::{Phase, Process};
+use super::process::Process;
 use super::reaper::Child;
 use super::record::Exit;
 use super::tasks::Tasks;
@@ -67,9 +67,7 @@ pub(crate) async fn create(tasks: &Arc<Tasks>, request: task::CreateTaskRequest)
 pub(crate) fn add_exec(tasks: &Tasks, request: &task::ExecProcessRequest) -> Result<(), TaskError> {
     check_id(&request.exec_id)?;
     let container = tasks.container(&request.id)?;
-    if matches!(container.init.phase(), Phase::Exited(_)) {
-        return Err(TaskError::WrongState("cannot exec in a stopped state".to_owned()));
-    }
+    super::launch::check_container(&container)?;
     let spec = request.spec.as_ref().ok_or_else(|| TaskError::Invalid("exec has no process spec".to_owned()))?;
     let process = parse_process(&spec.value, request.terminal)?;
     let stdio = StdioRequest {
@@ -111,8 +109,9 @@ where
             tokio::select! {
                 biased;
                 received = &mut receiving => {
-                    received.map_err(TaskError::failed(what()))?;
-                    Ok(running.await?)
+                    // A runtime that fails after it has connected says why itself.
+                    running.await?;
+                    received.map_err(TaskError::failed(what()))
                 }
                 ran = &mut running => {
                     ran?;

@@ -59,7 +59,8 @@ async fn start_exec(tasks: &Arc<Tasks>, container: Arc<Container>, exec: Arc<Pro
     Ok(pid as u32)
 }
 
-fn check_container(container: &Container) -> Result<(), TaskError> {
+/// Said when an exec is added, and again when it starts.
+pub(crate) fn check_container(container: &Container) -> Result<(), TaskError> {
     let state = match container.init.phase() {
         Phase::Exited(_) => "stopped",
         _ if container.paused.load(Ordering::Relaxed) => "paused",

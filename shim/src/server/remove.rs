@@ -9,6 +9,7 @@ use crate::proto::{events, task};
 use super::container::Container;
 use super::error::TaskError;
 use super::process::{Phase, Process};
+use super::reaper::UNKNOWN_EXIT;
 use super::record::Exit;
 use super::tasks::{Found, Tasks};
 
@@ -28,8 +29,10 @@ async fn delete_exec(container: &Container, exec: &Process) -> Result<task::Dele
         Phase::Added => None,
         Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => return Err(still_running(exec)),
     };
-    if exit.is_some() {
-        drain(exec).await;
+    match exit {
+        Some(_) => drain(exec).await,
+        // It never ran; whoever waits for it or is attached to it must not wait for ever.
+        None => exec.exited(Exit::now(0, UNKNOWN_EXIT, false)),
     }
     exec.io.stop();
     container.remove_exec(&exec.id);
@@ -51,6 +54,9 @@ async fn delete_init(tasks: &Tasks, container: Arc<Container>) -> Result<task::D
     drain(init).await;
     init.io.stop();
     for exec in container.execs() {
+        if exec.phase() == Phase::Added {
+            exec.exited(Exit::now(0, UNKNOWN_EXIT, false));
+        }
         exec.io.stop();
     }
     container.runc.delete(&container.id).await?;
