@@ -11,6 +11,7 @@
 mod bundle;
 mod config;
 pub mod error;
+pub mod events;
 pub mod files;
 pub mod host;
 pub mod launcher;
