@@ -15,6 +15,21 @@ const IMAGE: &str = "example.test/busybox:latest";
 struct Containerd {
     dir: tempfile::TempDir,
     daemon: Child,
+    /// Of the container; containerd names the cgroup by it, so tests that run side by side must not share it.
+    id: String,
+}
+
+fn spawn(dir: &Path) -> Child {
+    let path = format!("{}:{}", dir.join("bin").display(), std::env::var("PATH").unwrap());
+    Command::new("containerd")
+        .arg("--config")
+        .arg(dir.join("config.toml"))
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(dir.join("log")).unwrap())
+        .spawn()
+        .unwrap()
 }
 
 impl Containerd {
@@ -34,25 +49,27 @@ impl Containerd {
              [grpc]\naddress = '{base}/c.sock'\n[ttrpc]\naddress = '{base}/c.sock.ttrpc'\n"
         );
         fs::write(dir.path().join("config.toml"), config).unwrap();
-        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-        let daemon = Command::new("containerd")
-            .arg("--config")
-            .arg(dir.path().join("config.toml"))
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(dir.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let containerd = Self { dir, daemon };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !containerd.ctr(&["version"]).status.success() {
-            assert!(Instant::now() < deadline, "containerd does not answer");
-        }
+        let id = format!("w{}", dir.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.'));
+        let containerd = Self { daemon: spawn(dir.path()), dir, id };
+        containerd.answers();
         let archive = make_image(containerd.dir.path());
         let imported = containerd.ctr(&["images", "import", archive.to_str().unwrap()]);
         assert!(imported.status.success(), "{imported:?}");
         Some(containerd)
+    }
+
+    fn answers(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.ctr(&["version"]).status.success() {
+            assert!(Instant::now() < deadline, "containerd does not answer");
+        }
+    }
+
+    fn kill_and_restart(&mut self) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
+        self.daemon = spawn(self.dir.path());
+        self.answers();
     }
 
     fn ctr(&self, args: &[&str]) -> Output {
@@ -61,14 +78,14 @@ impl Containerd {
         command.stdin(Stdio::null()).output().unwrap()
     }
 
-    fn run(&self, flags: &[&str], id: &str, script: &str) -> Output {
+    fn run(&self, flags: &[&str], script: &str) -> Output {
         let root = self.dir.path().join("runc");
         let fixed = ["run", "--snapshotter", "native", "--runc-root", root.to_str().unwrap()];
-        self.ctr(&[&fixed, flags, &[IMAGE, id, "/bin/sh", "-c", script]].concat())
+        self.ctr(&[&fixed, flags, &[IMAGE, &self.id, "/bin/sh", "-c", script]].concat())
     }
 
     fn exec(&self, exec: &str, script: &str) -> (String, String, Option<i32>) {
-        said(&self.ctr(&["task", "exec", "--exec-id", exec, "c", "/bin/sh", "-c", script]))
+        said(&self.ctr(&["task", "exec", "--exec-id", exec, &self.id, "/bin/sh", "-c", script]))
     }
 
     fn status(&self) -> String {
@@ -79,7 +96,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        self.ctr(&["task", "delete", "--force", "c"]);
+        self.ctr(&["task", "delete", "--force", &self.id]);
         self.daemon.kill().unwrap();
         self.daemon.wait().unwrap();
     }
@@ -142,33 +159,44 @@ fn make_image(dir: &Path) -> PathBuf {
 #[test]
 fn privileged_a_stock_client_gets_output_exit_code_and_the_runtimes_error() {
     let Some(containerd) = Containerd::start() else { return };
-    let ran = said(&containerd.run(&["--rm"], "c", "echo out; echo err >&2; exit 7"));
+    let ran = said(&containerd.run(&["--rm"], "echo out; echo err >&2; exit 7"));
     assert_eq!((ran.0.as_str(), ran.1.contains("err\n"), ran.2), ("out\n", true, Some(7)));
     let root = containerd.dir.path().join("runc");
     let fixed = ["run", "--snapshotter", "native", "--runc-root", root.to_str().unwrap()];
-    let refused = said(&containerd.ctr(&[&fixed[..], &[IMAGE, "d", "/bin/nope"]].concat()));
+    let refused = said(&containerd.ctr(&[&fixed[..], &[IMAGE, &containerd.id, "/bin/nope"]].concat()));
     assert!(refused.1.contains(r#"exec: "/bin/nope": stat /bin/nope: no such file or directory"#), "{refused:?}");
 }
 
 #[test]
 fn privileged_a_stock_client_execs_pauses_resumes_kills_and_deletes() {
     let Some(containerd) = Containerd::start() else { return };
-    let ran = containerd.run(&["--detach"], "c", "exec sleep 1000");
+    let ran = containerd.run(&["--detach"], "exec sleep 1000");
     assert!(ran.status.success(), "{ran:?}");
     assert_eq!(containerd.exec("a", "echo inside; exit 3"), ("inside\n".to_owned(), String::new(), Some(3)));
     let expected: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
     assert!(containerd.exec("b", "seq 1 50000").0 == expected);
-    assert!(containerd.ctr(&["task", "pause", "c"]).status.success());
+    assert!(containerd.ctr(&["task", "pause", &containerd.id]).status.success());
     let paused = (containerd.status(), containerd.exec("d", "true").1.contains("cannot exec in a paused state"));
     assert_eq!(paused, ("PAUSED".to_owned(), true));
-    assert!(containerd.ctr(&["task", "resume", "c"]).status.success());
+    assert!(containerd.ctr(&["task", "resume", &containerd.id]).status.success());
     assert_eq!(containerd.status(), "RUNNING");
-    assert!(containerd.ctr(&["task", "kill", "--signal", "SIGKILL", "c"]).status.success());
+    let killed = said(&containerd.ctr(&["task", "kill", "--signal", "SIGKILL", &containerd.id]));
+    assert_eq!(killed, (String::new(), String::new(), Some(0)));
     let deadline = Instant::now() + Duration::from_secs(20);
     while containerd.status() != "STOPPED" {
         assert!(Instant::now() < deadline, "the killed task is {}", containerd.status());
     }
-    let deleted = said(&containerd.ctr(&["task", "delete", "c"]));
+    let deleted = said(&containerd.ctr(&["task", "delete", &containerd.id]));
     assert!(deleted.1.contains("exit code 137"), "{deleted:?}");
     assert_eq!(containerd.status(), "NONE");
+}
+
+#[test]
+fn privileged_a_container_survives_the_death_of_a_stock_daemon() {
+    let Some(mut containerd) = Containerd::start() else { return };
+    let ran = containerd.run(&["--detach"], "exec sleep 1000");
+    assert!(ran.status.success(), "{ran:?}");
+    containerd.kill_and_restart();
+    assert_eq!(containerd.status(), "RUNNING");
+    assert_eq!(containerd.exec("a", "echo again"), ("again\n".to_owned(), String::new(), Some(0)));
 }

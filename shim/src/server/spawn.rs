@@ -40,9 +40,20 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(listener) = claim(&address)? {
         launch(arguments, &bundle, listener)?;
     }
+    if let Request::Legacy { .. } = request {
+        record_address(&bundle, &address)?;
+    }
     let mut output = io::stdout().lock();
     output.write_all(&request.reply(&address))?;
     Ok(output.flush()?)
+}
+
+/// containerd 1.x leaves it to the shim to write down where it is; without this file a restarted daemon takes the shim
+/// for dead and kills its containers.
+fn record_address(bundle: &Path, address: &Address) -> io::Result<()> {
+    let temporary = bundle.join(".address");
+    fs::write(&temporary, address.to_string())?;
+    fs::rename(temporary, bundle.join("address"))
 }
 
 pub(crate) fn bundle(arguments: &Arguments) -> io::Result<PathBuf> {
