@@ -200,7 +200,10 @@ async fn privileged_the_exit_code_survives_the_shims_death_after_it() {
 
 #[tokio::test]
 async fn privileged_a_kill_for_memory_is_told() {
-    let world = World::with_memory("dd if=/dev/zero of=/dev/null bs=200M count=1; exit 9", Some(32 << 20)).await;
+    let world = World::edited("dd if=/dev/zero of=/dev/null bs=200M count=1; exit 9", |config| {
+        config["linux"]["resources"] = serde_json::json!({"memory": {"limit": 32 << 20}});
+    })
+    .await;
     world.create("").await;
     world.task.start(&world.id, "").await.unwrap();
     let exit = world.extension.wait(&world.id, "").await.unwrap();
@@ -234,4 +237,35 @@ async fn privileged_an_exec_deleted_before_its_start_ends_for_all_who_wait() {
         world.task.delete(&world.id, "e"),
     );
     assert_eq!((waited.unwrap().exit_status, output, deleted.unwrap().pid), (255, (Vec::new(), Vec::new()), 0));
+}
+
+#[tokio::test]
+async fn privileged_what_a_shared_pid_namespace_keeps_alive_ends_with_init() {
+    let world = World::edited("sleep 900 & exit 6", |config| {
+        config["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
+    })
+    .await;
+    world.create("").await;
+    world.task.start(&world.id, "").await.unwrap();
+    assert_eq!(world.task.wait(&world.id, "").await.unwrap().exit_status, 6);
+    assert_eq!(world.task.pids(&world.id).await.unwrap().processes, []);
+}
+
+#[tokio::test]
+async fn privileged_containers_of_one_pod_share_a_shim() {
+    let pod = |config: &mut serde_json::Value| {
+        config["annotations"] = serde_json::json!({"io.kubernetes.cri.sandbox-id": "pod"});
+    };
+    let world = World::edited("exec sleep 1000", pod).await;
+    let other = windlass_shim::launch::Launch { id: "other".to_owned(), ..world.launch.clone() };
+    assert_eq!(other.start().await.unwrap(), world.bootstrap);
+}
+
+#[tokio::test]
+async fn privileged_a_container_that_never_ran_can_be_deleted() {
+    let world = World::new("exec sleep 1000").await;
+    world.create("").await;
+    assert_eq!(world.task.delete(&world.id, "").await.unwrap().exit_status, 137);
+    let gone = world.task.state(&world.id, "").await.unwrap_err();
+    assert_eq!(gone.to_string(), "container not created");
 }

@@ -29,14 +29,15 @@ pub(crate) struct World {
 impl World {
     /// Starts a shim for a container that will run `script`; nothing is created yet.
     pub(crate) async fn new(script: &str) -> Self {
-        Self::with_memory(script, None).await
+        Self::edited(script, |_| {}).await
     }
 
-    pub(crate) async fn with_memory(script: &str, memory: Option<i64>) -> Self {
+    /// The same with changes to the bundle's `config.json`.
+    pub(crate) async fn edited(script: &str, edit: impl FnOnce(&mut serde_json::Value)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let id = format!("w{}", dir.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.'));
         let bundle = dir.path().join("bundle");
-        make_bundle(&bundle, &id, script, memory);
+        make_bundle(&bundle, &id, script, edit);
         let launch = Launch {
             binary: PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-runc-v2")),
             namespace: NAMESPACE.to_owned(),
@@ -130,7 +131,7 @@ pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never came: {what}"));
 }
 
-fn make_bundle(bundle: &Path, id: &str, script: &str, memory: Option<i64>) {
+fn make_bundle(bundle: &Path, id: &str, script: &str, edit: impl FnOnce(&mut serde_json::Value)) {
     let bin = bundle.join("rootfs/bin");
     fs::create_dir_all(&bin).unwrap();
     for dir in ["proc", "dev", "sys", "tmp"] {
@@ -140,8 +141,7 @@ fn make_bundle(bundle: &Path, id: &str, script: &str, memory: Option<i64>) {
     for applet in ["sh", "sleep", "cat", "dd", "seq", "stty", "setsid", "true", "head", "yes", "test"] {
         symlink("busybox", bin.join(applet)).unwrap();
     }
-    let resources = memory.map_or(json!({}), |limit| json!({"memory": {"limit": limit}}));
-    let config = json!({
+    let mut config = json!({
         "ociVersion": "1.0.2",
         "process": {"cwd": "/", "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
         "root": {"path": "rootfs"},
@@ -152,9 +152,9 @@ fn make_bundle(bundle: &Path, id: &str, script: &str, memory: Option<i64>) {
         ],
         "linux": {
             "cgroupsPath": format!("/windlass-{id}"),
-            "resources": resources,
             "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
         },
     });
+    edit(&mut config);
     fs::write(bundle.join("config.json"), config.to_string()).unwrap();
 }
