@@ -46,7 +46,7 @@ pub(crate) async fn all(world: &Arc<World>) -> Result<Vec<Recovered>, Error> {
         pods.spawn(async move {
             // The semaphore is never closed; without a permit the pod is recovered all the same.
             let _slot = slots.acquire().await;
-            one(&world, pod, containers).await
+            Box::pin(one(&world, pod, containers)).await
         });
     }
     let mut recovered = Vec::new();
@@ -65,7 +65,7 @@ pub(crate) async fn all(world: &Arc<World>) -> Result<Vec<Recovered>, Error> {
 async fn one(world: &Arc<World>, pod: PodRecord, containers: Vec<ContainerRecord>) -> Option<Recovered> {
     let id = pod.id.clone();
     let spare = (pod.clone(), containers.clone());
-    let work = async { Ok(settle(world, pod, containers).await) };
+    let work = Box::pin(async { Ok(settle(world, pod, containers).await) });
     let settled = within(world.config.timeouts.recover, || format!("recover pod sandbox {id}"), work).await;
     let recovered = settled.unwrap_or_else(|error| {
         tracing::error!(pod = %id, error = error.chain(), "a pod could not be recovered; it is not ready");

@@ -6,7 +6,7 @@ use crate::{
     Error,
     launcher::Clients,
     model::{Id, StreamRequest},
-    ops::stream::{Process, attach_to, serve},
+    ops::stream::{Ended, Process, attach_to, serve},
     request::Reply,
     session,
 };
@@ -37,5 +37,5 @@ pub(crate) async fn run(
     };
     let process = Process { clients: &clients, container: &id, exec_id: "" };
     // Exit or given up: either way the container is not ours to end.
-    drop(serve(far, stream, exit, process, drain).await);
+    let (Ended::Exit | Ended::GivenUp) = serve(far, stream, exit, process, drain).await;
 }

@@ -1,0 +1,213 @@
+//! Proof by exhaustion: the daemon is stopped, or one effect fails, after every single effect of a pod's life. Whatever
+//! the moment, the next life finds its way, nothing leaks, and the client's retry succeeds.
+
+mod fake;
+
+use std::{sync::Arc, time::Duration};
+
+use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
+use windlass_sandbox::{
+    Error, Pods,
+    model::{ContainerState, PodState},
+};
+
+/// A pod's life: two containers, of which one is stopped and removed, and the other goes with the pod.
+async fn life(pods: &Pods) -> Result<(), Error> {
+    let pod = pods.run(pod_spec("web"), image()).await?;
+    let first = pods.create_container(pod.as_str(), container_spec("first"), image()).await?;
+    let second = pods.create_container(pod.as_str(), container_spec("second"), image()).await?;
+    pods.start_container(first.as_str()).await?;
+    pods.start_container(second.as_str()).await?;
+    pods.stop_container(first.as_str(), Duration::from_millis(1)).await?;
+    pods.remove_container(first.as_str()).await?;
+    pods.stop(pod.as_str()).await?;
+    pods.remove(pod.as_str()).await
+}
+
+/// Goes on from wherever a crash left things, as a client that lists and retries does, to an empty node.
+async fn resume(pods: &Pods) -> Result<(), Error> {
+    for container in pods.containers() {
+        if container.state == ContainerState::Created && pods.pod(container.pod.as_str())?.state == PodState::Ready {
+            // The retry of the creation answers the same container, and the container can still be started.
+            let again = pods.create_container(container.pod.as_str(), container.spec.clone(), image()).await?;
+            assert_eq!(again, container.id);
+            pods.start_container(container.id.as_str()).await?;
+        }
+    }
+    for pod in pods.pods() {
+        if pod.state == PodState::Ready {
+            assert_eq!(pods.run(pod.spec.clone(), image()).await?, pod.id, "a retry gets the pod that is there");
+            let third = pods.create_container(pod.id.as_str(), container_spec("third"), image()).await?;
+            pods.start_container(third.as_str()).await?;
+        }
+        pods.remove(pod.id.as_str()).await?;
+    }
+    Ok(())
+}
+
+/// Runs `work` in a process of its own; false if the process was stopped before it was done.
+fn process<F>(machine: &Arc<Machine>, fault: Fault, work: impl FnOnce(Pods, Arc<Process>) -> F) -> (bool, usize)
+where
+    F: Future<Output = ()>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let process = Process::new(machine, fault);
+    let done = runtime.block_on(async {
+        let work = async { work(process.open().await, Arc::clone(&process)).await };
+        let work = tokio::time::timeout(Duration::from_secs(60), work);
+        tokio::select! {
+            done = work => { done.unwrap_or_else(|_| panic!("stuck with {fault:?}; effects: {:#?}", machine.state.lock().unwrap().log)); true }
+            () = process.died.notified() => false,
+        }
+    });
+    // Every task is dropped where it waits, as by a kill. Only then may blocked threads end.
+    runtime.shutdown_background();
+    process.release();
+    (done, process.effects())
+}
+
+async fn ends_clean(pods: Pods, _: Arc<Process>) {
+    resume(&pods).await.unwrap();
+    assert_eq!(pods.pods().len() + pods.containers().len(), 0);
+    life(&pods).await.unwrap();
+    pods.shutdown().await;
+}
+
+#[test]
+fn a_daemon_that_is_killed_after_any_effect_recovers_leaks_nothing_and_serves_the_retry() {
+    let mut n = 0;
+    loop {
+        n += 1;
+        let machine = Machine::new();
+        let fault = Fault { stop_after: Some(n), ..Fault::default() };
+        let (done, effects) = process(&machine, fault, async |pods, _| life(&pods).await.unwrap());
+        if done {
+            assert!(effects > 40, "the life of a pod is made of more effects than {effects}");
+            break;
+        }
+        process(&machine, Fault::default(), ends_clean);
+        machine.assert_clean(&format!("killed after effect {n}"));
+    }
+}
+
+#[test]
+fn a_daemon_that_is_killed_again_while_it_recovers_recovers_all_the_same() {
+    // One moment of each operation: in the start, in a creation, in the stop and in the remove of the pod.
+    for first in (3..60).step_by(6) {
+        for second in 1..6 {
+            let machine = Machine::new();
+            let stop = |n| Fault { stop_after: Some(n), ..Fault::default() };
+            process(&machine, stop(first), async |pods, _| life(&pods).await.unwrap());
+            process(&machine, stop(second), ends_clean);
+            process(&machine, Fault::default(), ends_clean);
+            machine.assert_clean(&format!("killed after effect {first}, then after {second} of the recovery"));
+        }
+    }
+}
+
+#[test]
+fn an_operation_that_fails_at_any_effect_can_be_undone_and_repeated() {
+    let mut n = 0;
+    loop {
+        n += 1;
+        let machine = Machine::new();
+        let fault = Fault { fail_at: Some(n), ..Fault::default() };
+        let mut effects = 0;
+        process(&machine, fault, async |pods, process| {
+            // Some failures are made good by a later step, and the client never hears of them.
+            if let Err(error) = life(&pods).await {
+                assert!(error.chain().contains("injected into"), "{}", error.chain());
+            }
+            effects = process.disarm();
+            ends_clean(pods, process).await;
+        });
+        machine.assert_clean(&format!("effect {n} failed"));
+        if n > effects {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_failed_start_leaves_nothing_and_the_next_try_works() {
+    let mut n = 0;
+    let mut failed = true;
+    while failed {
+        n += 1;
+        let machine = Machine::new();
+        let fault = Fault { fail_at: Some(n), ..Fault::default() };
+        process(&machine, fault, async |pods, process| {
+            let first = pods.run(pod_spec("web"), image()).await;
+            process.disarm();
+            failed = first.is_err();
+            if let Err(error) = first {
+                assert!(error.chain().contains("injected into"), "{}", error.chain());
+                assert!(pods.pods().is_empty());
+                machine.assert_clean(&format!("effect {n} of the start failed"));
+            }
+            let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+            pods.remove(pod.as_str()).await.unwrap();
+        });
+        machine.assert_clean(&format!("after the retry of the start that failed at effect {n}"));
+    }
+    assert!(n > 10, "a start is made of more effects than {n}");
+}
+
+#[test]
+fn a_container_that_ended_while_the_daemon_was_down_has_its_real_exit() {
+    let machine = Machine::new();
+    process(&machine, Fault::default(), async |pods, _| {
+        let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+        for name in ["ends", "goes-on"] {
+            let id = pods.create_container(pod.as_str(), container_spec(name), image()).await.unwrap();
+            pods.start_container(id.as_str()).await.unwrap();
+        }
+        pods.shutdown().await;
+    });
+    let ids: Vec<_> = machine.state.lock().unwrap().tasks.keys().cloned().collect();
+    assert_eq!(ids.len(), 3, "containers go on without the daemon");
+    process(&machine, Fault::default(), async |pods, _| {
+        let ends = pods.containers().into_iter().find(|container| container.spec.name.name == "ends").unwrap();
+        machine.exit(&ends.id, 3);
+        pods.shutdown().await;
+    });
+    process(&machine, Fault::default(), async |pods, _| {
+        let mut states: Vec<_> = pods
+            .containers()
+            .iter()
+            .map(|container| match &container.state {
+                ContainerState::Exited { exit, .. } => {
+                    (container.spec.name.name.clone(), exit.code, exit.reason.clone())
+                }
+                ContainerState::Running { pid, .. } => (container.spec.name.name.clone(), *pid, "running".into()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        states.sort();
+        assert_eq!(states, [("ends".into(), 3, "Error".into()), ("goes-on".into(), 7, "running".into())]);
+        assert_eq!(pods.pods()[0].state, PodState::Ready);
+        pods.remove(pods.pods()[0].id.as_str()).await.unwrap();
+    });
+    machine.assert_clean("after the remove");
+}
+
+#[test]
+fn a_pod_whose_shim_died_with_the_daemon_is_not_ready_and_its_containers_ended_unknown() {
+    let machine = Machine::new();
+    process(&machine, Fault::default(), async |pods, _| {
+        let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+        let id = pods.create_container(pod.as_str(), container_spec("app"), image()).await.unwrap();
+        pods.start_container(id.as_str()).await.unwrap();
+        pods.shutdown().await;
+    });
+    machine.state.lock().unwrap().shims.clear();
+    process(&machine, Fault::default(), async |pods, _| {
+        assert_eq!(pods.pods()[0].state, PodState::NotReady);
+        match &pods.containers()[0].state {
+            ContainerState::Exited { exit, .. } => assert_eq!((exit.code, exit.reason.as_str()), (255, "Unknown")),
+            other => panic!("{other:?}"),
+        }
+        pods.remove(pods.pods()[0].id.as_str()).await.unwrap();
+    });
+    machine.assert_clean("after the remove");
+}

@@ -1,0 +1,204 @@
+//! What clients can rely on when they retry, give up, or ask for several things at once.
+
+mod fake;
+
+use std::{sync::Arc, time::Duration};
+
+use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
+use windlass_sandbox::{
+    Error, Pods,
+    model::{ContainerSpec, ContainerState, PodState},
+};
+
+struct Node {
+    machine: Arc<Machine>,
+    process: Arc<Process>,
+    pods: Pods,
+}
+
+async fn node() -> Node {
+    let machine = Machine::new();
+    let process = Process::new(&machine, Fault::default());
+    let pods = process.open().await;
+    Node { machine, process, pods }
+}
+
+/// Waits for a condition, not for a time.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let reached = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), reached).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[tokio::test]
+async fn a_retry_joins_the_start_that_its_caller_gave_up() {
+    let Node { machine, process, pods } = node().await;
+    process.hold_attach.send_replace(true);
+    {
+        let first = pods.run(pod_spec("web"), image());
+        tokio::pin!(first);
+        // The caller's deadline passes while the network is being made.
+        tokio::select! {
+            _ = &mut first => panic!("the start cannot end"),
+            () = until("the pod's shim runs", || !machine.state.lock().unwrap().shims.is_empty()) => {}
+        }
+    }
+    let retry = tokio::spawn({
+        let pods = pods.clone();
+        async move { pods.run(pod_spec("web"), image()).await }
+    });
+    process.hold_attach.send_replace(false);
+    let id = retry.await.unwrap().unwrap();
+    assert_eq!(pods.pods().iter().map(|pod| pod.id.clone()).collect::<Vec<_>>(), [id.clone()]);
+    assert_eq!(pods.run(pod_spec("web"), image()).await.unwrap(), id, "and so does one that comes later");
+    pods.remove(id.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
+async fn the_same_name_with_another_spec_is_refused_and_changes_nothing() {
+    let Node { machine, pods, .. } = node().await;
+    let id = pods.run(pod_spec("web"), image()).await.unwrap();
+    let other = windlass_sandbox::model::PodSpec { hostname: "other".into(), ..pod_spec("web") };
+    assert!(matches!(pods.run(other, image()).await, Err(Error::AlreadyExists(_))));
+    let app = pods.create_container(id.as_str(), container_spec("app"), image()).await.unwrap();
+    let other = ContainerSpec { tty: true, ..container_spec("app") };
+    assert!(matches!(pods.create_container(id.as_str(), other, image()).await, Err(Error::AlreadyExists(_))));
+    assert_eq!(pods.create_container(id.as_str(), container_spec("app"), image()).await.unwrap(), app);
+    pods.remove(id.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
+async fn a_remove_interrupts_a_start_that_hangs_in_its_network() {
+    let Node { machine, process, pods } = node().await;
+    process.hold_attach.send_replace(true);
+    let start = tokio::spawn({
+        let pods = pods.clone();
+        async move { pods.run(pod_spec("web"), image()).await }
+    });
+    until("the pod's shim runs", || !machine.state.lock().unwrap().shims.is_empty()).await;
+    let id = machine.state.lock().unwrap().shims.first().unwrap().clone();
+    pods.remove(id.as_str()).await.unwrap();
+    assert!(matches!(start.await.unwrap(), Err(Error::Unavailable(_))));
+    assert!(pods.pods().is_empty());
+    machine.assert_clean("after the interrupted start");
+}
+
+#[tokio::test]
+async fn stop_and_remove_of_what_is_unknown_succeed_and_the_rest_is_not_found() {
+    let Node { pods, .. } = node().await;
+    pods.stop("nope").await.unwrap();
+    pods.remove("nope").await.unwrap();
+    pods.stop_container("nope", Duration::ZERO).await.unwrap();
+    pods.remove_container("nope").await.unwrap();
+    let missing = |error| matches!(error, Err(Error::NotFound { .. }));
+    assert!(missing(pods.start_container("nope").await));
+    assert!(missing(pods.create_container("nope", container_spec("app"), image()).await.map(drop)));
+    assert!(missing(pods.pod("nope").map(drop)));
+    assert!(missing(pods.container("").map(drop)));
+}
+
+#[tokio::test]
+async fn a_stop_with_less_grace_ends_the_wait_of_an_earlier_one() {
+    let Node { machine, pods, .. } = node().await;
+    let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+    let app = pods.create_container(pod.as_str(), container_spec("app"), image()).await.unwrap();
+    pods.start_container(app.as_str()).await.unwrap();
+    let patient = tokio::spawn({
+        let (pods, app) = (pods.clone(), app.clone());
+        async move { pods.stop_container(app.as_str(), Duration::from_secs(3600)).await }
+    });
+    let sent = |signal: &str| machine.state.lock().unwrap().log.iter().filter(|entry| *entry == signal).count();
+    until("the stop signal is sent", || sent("kill 15") == 1).await;
+    pods.stop_container(app.as_str(), Duration::ZERO).await.unwrap();
+    patient.await.unwrap().unwrap();
+    assert_eq!((sent("kill 15"), sent("kill 9")), (1, 1));
+    match &pods.container(app.as_str()).unwrap().state {
+        ContainerState::Exited { exit, .. } => assert_eq!((exit.code, exit.reason.as_str()), (137, "Error")),
+        other => panic!("{other:?}"),
+    }
+    pods.remove(pod.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
+async fn a_pause_process_that_dies_makes_the_pod_not_ready_and_closed_to_containers() {
+    let Node { machine, pods, .. } = node().await;
+    let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+    machine.exit(&pod, 1);
+    until("the pod is not ready", || pods.pod(pod.as_str()).unwrap().state == PodState::NotReady).await;
+    let refused = pods.create_container(pod.as_str(), container_spec("app"), image()).await;
+    assert!(matches!(refused, Err(Error::Precondition(_))));
+    pods.stop(pod.as_str()).await.unwrap();
+    pods.stop(pod.as_str()).await.unwrap();
+    pods.remove(pod.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
+async fn any_mix_of_requests_at_once_ends_with_one_remove_and_nothing_left() {
+    let Node { machine, pods, .. } = node().await;
+    for round in 0..10 {
+        let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+        let mut calls = tokio::task::JoinSet::new();
+        for n in 0..6 {
+            let (pods, pod) = (pods.clone(), pod.clone());
+            calls.spawn(async move {
+                // Each may succeed or be refused, by the order in which they arrive.
+                let Ok(app) =
+                    pods.create_container(pod.as_str(), container_spec(&format!("app{}", n % 3)), image()).await
+                else {
+                    return;
+                };
+                drop(pods.start_container(app.as_str()).await);
+                drop(pods.stop_container(app.as_str(), Duration::ZERO).await);
+                if n % 2 == 0 {
+                    drop(pods.remove_container(app.as_str()).await);
+                }
+            });
+        }
+        for n in 0..3 {
+            let (pods, pod) = (pods.clone(), pod.clone());
+            calls.spawn(async move {
+                for _ in 0..n * round {
+                    tokio::task::yield_now().await;
+                }
+                match n {
+                    0 => drop(pods.run(pod_spec("web"), image()).await),
+                    1 => pods.stop(pod.as_str()).await.unwrap(),
+                    _ => pods.remove(pod.as_str()).await.unwrap(),
+                }
+            });
+        }
+        while let Some(call) = calls.join_next().await {
+            call.unwrap();
+        }
+        for pod in pods.pods() {
+            pods.remove(pod.id.as_str()).await.unwrap();
+        }
+        assert_eq!(pods.containers().len(), 0);
+        machine.assert_clean(&format!("round {round}"));
+    }
+}
+
+#[tokio::test]
+async fn a_shim_that_dies_takes_its_containers_with_it_and_the_pod_can_be_removed() {
+    let Node { machine, pods, .. } = node().await;
+    let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+    let app = pods.create_container(pod.as_str(), container_spec("app"), image()).await.unwrap();
+    pods.start_container(app.as_str()).await.unwrap();
+    machine.state.lock().unwrap().shims.clear();
+    // Any change wakes those who wait for a task, and they find the shim gone.
+    machine.exit(&pod, 137);
+    until("the container has ended", || {
+        matches!(&pods.container(app.as_str()).unwrap().state, ContainerState::Exited { exit, .. } if exit.code == 255)
+    })
+    .await;
+    assert_eq!(pods.pod(pod.as_str()).unwrap().state, PodState::NotReady);
+    pods.remove(pod.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
