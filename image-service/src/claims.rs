@@ -14,7 +14,7 @@ use tokio::sync::{self, OwnedMutexGuard};
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     /// Held for the instant of a claim, and by collection from its decision to the last deletion.
-    gate: sync::Mutex<()>,
+    gate: Arc<sync::Mutex<()>>,
     /// How many pulls rely on each name.
     counts: Arc<Mutex<HashMap<String, usize>>>,
     /// One lock a name, for work that is done once however many ask.
@@ -35,9 +35,10 @@ impl Claims {
         Claim { name: name.to_owned(), counts: Arc::clone(&self.counts) }
     }
 
-    /// Keeps claims out until the guard is dropped, and tells which names are spared.
-    pub(crate) async fn close(&self) -> (sync::MutexGuard<'_, ()>, HashSet<String>) {
-        let gate = self.gate.lock().await;
+    /// Keeps claims out until the guard is dropped, and tells which names are spared. The guard goes to the thread that
+    /// deletes, since a caller that gives up must not open the gate under it.
+    pub(crate) async fn close(&self) -> (OwnedMutexGuard<()>, HashSet<String>) {
+        let gate = Arc::clone(&self.gate).lock_owned().await;
         let spared = counts(&self.counts).keys().cloned().collect();
         (gate, spared)
     }

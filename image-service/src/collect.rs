@@ -23,19 +23,21 @@ impl Images {
     /// Frees what nothing refers to. What cannot be deleted is logged and tried again by the next collection.
     pub async fn collect(&self) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
-        let (_gate, spared) = shared.claims.close().await;
-        let worker = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || worker.sweep(&spared))
-            .await
-            .map_err(|source| Error::failed("collect images", source))?
+        let (gate, spared) = shared.claims.close().await;
+        let sweeping = self.shared.tasks.spawn_blocking(move || {
+            let _gate = gate;
+            shared.sweep(&spared)
+        });
+        sweeping.await.map_err(|source| Error::failed("collect images", source))?
     }
 
     /// After a pull: waits for its data to reach the disk, behind the pull and not in it, and marks it so.
     pub(crate) fn settle(&self) {
         let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn_blocking(move || {
-            if let Err(error) = shared.make_durable().and_then(|()| shared.measure()) {
-                tracing::warn!(%error, "pulled images are not marked as on disk; a power failure would drop them");
+            if let Err(error) = shared.make_durable() {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "pulled images are not marked as on disk; a power failure would drop them");
             }
         });
     }
@@ -96,7 +98,7 @@ impl Shared {
     }
 
     /// Adds up what the snapshotters know of their committed snapshots.
-    fn measure(&self) -> Result<(), Error> {
+    pub(crate) fn measure(&self) -> Result<(), Error> {
         let snapshotter = self.snapshotter(None)?;
         let failed = |source| Error::failed("measure snapshots", source);
         let ns = Namespace::k8s();
@@ -135,7 +137,9 @@ fn sweep_layers(
             match snapshotter.remove(ns, &key) {
                 Ok(()) | Err(snapshotter::Error::NotFound { .. }) => {}
                 Err(snapshotter::Error::HasChildren { .. }) => kept.push(key),
-                Err(source) => return Err(Error::failed(format!("remove layer {key}"), source)),
+                Err(error) => {
+                    tracing::warn!(layer = %key, error = &error as &dyn std::error::Error, "a layer is removed later");
+                }
             }
         }
         if kept.is_empty() || kept.len() == before {

@@ -67,6 +67,7 @@ impl Content {
         getrandom::fill(&mut random).map_err(|source| Error::failed("name an ingest", source))?;
         let path = self.ingest().join(format!("{:016x}", u64::from_ne_bytes(random)));
         let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
@@ -131,6 +132,11 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
+    /// The file, for reading what is in it so far.
+    pub(crate) fn file(&self) -> Result<File, Error> {
+        self.file.try_clone().map_err(|source| Error::failed(format!("follow blob {}", self.digest), source))
+    }
+
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.written += bytes.len() as u64;
         if self.written > self.size {

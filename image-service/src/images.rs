@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error as StdError,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -21,7 +21,7 @@ use crate::{
     claims::Claims,
     content::Content,
     digest::Digest,
-    pull::Flights,
+    flight::{self, Flights},
     reference::Reference,
     registry::{Clients, RegistryConfig},
     store::{self as rows, Contents},
@@ -118,6 +118,9 @@ pub(crate) struct Shared {
     /// Pulls and syncs that run.
     pub(crate) tasks: TaskTracker,
     pub(crate) boot: String,
+    /// Held while a new view is built, so that the last to publish has read last.
+    publishing: Mutex<()>,
+    /// Guards the pointer only: readers never wait for a view that is being built.
     view: RwLock<Arc<View>>,
     pub(crate) usage: RwLock<FsUsage>,
 }
@@ -165,6 +168,7 @@ impl Images {
                 flights: Flights::default(),
                 tasks: TaskTracker::new(),
                 boot,
+                publishing: Mutex::default(),
                 view: RwLock::default(),
                 usage: RwLock::new(usage),
             };
@@ -180,7 +184,7 @@ impl Images {
 
     /// Fetches and unpacks an image. The same pull by many is done once; it ends when the last of them gives up.
     pub async fn pull(&self, request: PullRequest) -> Result<Arc<Image>, PullError> {
-        crate::pull::pull(&self.shared, request).await
+        flight::pull(&self.shared, request).await
     }
 
     /// The image of this name: an id, a unique prefix of one, `repo`, `repo:tag` or `repo@digest`.
@@ -216,8 +220,13 @@ impl Images {
     /// but for layers that containers still use.
     pub async fn remove(&self, ns: &Namespace, name: &str) -> Result<(), Error> {
         let Some(image) = self.resolve(ns, name) else { return Ok(()) };
-        let (namespace, id) = (ns.clone(), image.id.clone());
-        self.shared.store.write(move |conn| rows::delete_image(conn, &namespace, &id)).await?;
+        // On a task of its own: a caller that gives up in the middle must not leave a view that shows what is gone.
+        let removing = self.shared.tasks.spawn(self.clone().forget(ns.clone(), image.id.clone()));
+        removing.await.map_err(|source| Error::failed(format!("remove image {name}"), source))?
+    }
+
+    async fn forget(self, ns: Namespace, id: Digest) -> Result<(), Error> {
+        self.shared.store.write(move |conn| rows::delete_image(conn, &ns, &id)).await?;
         self.refresh().await?;
         self.collect().await
     }
@@ -236,9 +245,15 @@ impl Images {
 
     pub(crate) async fn refresh(&self) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || shared.publish())
-            .await
-            .map_err(|source| Error::failed("publish the images", source))?
+        let publishing = tokio::task::spawn_blocking(move || {
+            shared.publish()?;
+            if let Err(error) = shared.measure() {
+                let error = &error as &dyn StdError;
+                tracing::warn!(error, "what images take up on disk is not known; the old number stays");
+            }
+            Ok(())
+        });
+        publishing.await.map_err(|source| Error::failed("publish the images", source))?
     }
 }
 
@@ -268,10 +283,9 @@ impl Shared {
     }
 
     /// Builds the view from the store. An image whose blobs are not all there is dropped: it must be pulled again.
-    ///
-    /// Serialised by the view's own lock, taken for the whole of it, so that the last to publish has read last.
     pub(crate) fn publish(&self) -> Result<(), Error> {
-        let mut current = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.view();
         let (names, contents) =
             self.store.read_blocking(|conn| Ok::<_, Error>((rows::names(conn)?, rows::contents(conn)?)))?;
         let mut view = View::default();
@@ -284,14 +298,21 @@ impl Shared {
                 Ok(image) => {
                     view.images.entry(ns).or_default().insert(contents.id, Arc::new(image));
                 }
-                Err(error) => {
+                Err(error @ Error::Failed { .. }) => {
+                    tracing::warn!(
+                        image = %contents.id,
+                        error = &error as &dyn StdError,
+                        "an image cannot be read and is not shown"
+                    );
+                }
+                Err(error @ Error::Corrupt(_)) => {
                     tracing::warn!(image = %contents.id, %error, "an image is not complete any more and was dropped");
                     let (ns, id) = (ns.clone(), contents.id.clone());
                     self.store.write_blocking(move |conn| rows::delete_image(conn, &ns, &id))?;
                 }
             }
         }
-        *current = Arc::new(view);
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
         Ok(())
     }
 
@@ -306,6 +327,7 @@ impl Shared {
             Some(image) => image.config.clone(),
             None => {
                 self.check_blobs(ns, contents)?;
+                self.check_layers(ns, contents)?;
                 let bytes = self.content.read(&contents.id)?;
                 serde_json::from_slice(&bytes)
                     .map_err(|source| Error::failed(format!("read image configuration {}", contents.id), source))?
@@ -342,7 +364,18 @@ impl Shared {
         }
     }
 
-    fn is_pinned(&self, name: &str) -> bool {
+    /// Layers that were not on disk when the power failed are gone, and with them every image that stands on them.
+    fn check_layers(&self, ns: &Namespace, contents: &Contents) -> Result<(), Error> {
+        let Some(top) = contents.chain.last() else { return Ok(()) };
+        for snapshotter in self.snapshotters.values() {
+            if unpack::is_unpacked(snapshotter.as_ref(), ns, top)? {
+                return Ok(());
+            }
+        }
+        Err(Error::Corrupt(format!("layer {top} is missing")))
+    }
+
+    pub(crate) fn is_pinned(&self, name: &str) -> bool {
         self.config.pinned.iter().any(|pinned| Reference::parse(pinned).is_ok_and(|pinned| pinned.to_string() == name))
     }
 }

@@ -2,20 +2,23 @@
 //!
 //! ```text
 //! reference ─► hosts (hosts.toml) ─► registry (HTTP, auth) ─┐
-//!                                                           ├─► pull ─► content (blobs), unpack (snapshots) ─► images
-//!                       manifest (what fits this node) ─────┘             claims, collect (what may be deleted)
+//!                                                           ├─► flight, pull ─► content, unpack ─► images
+//!          manifest, platform (what fits this node) ─────┘    claims, collect (what may be deleted)
 //! ```
 //!
 //! This crate knows neither CRI nor pods. Invariant: a blob or a layer exists only if its digest was verified.
 
+mod arrival;
 pub mod auth;
 mod claims;
 mod collect;
 mod content;
 pub mod digest;
+mod flight;
 pub mod hosts;
 pub mod images;
 mod manifest;
+mod platform;
 mod pull;
 pub mod reference;
 pub mod registry;

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::{
     digest::{Algorithm, Digest, Digester},
+    platform::Node,
     registry::{Descriptor, Platform, media_type},
 };
 
@@ -88,11 +89,33 @@ pub(crate) fn parse_document(descriptor: &Descriptor, bytes: &[u8]) -> Result<Do
                 let problem = format!("has {} layers, at most {MAX_LAYERS} can be mounted", layers.len());
                 return Err(ManifestError::Invalid { digest, problem });
             }
+            check_types(&digest, &config, &layers)?;
             Ok(Document::Manifest(Box::new(Manifest { config, layers })))
         }
         (None, None) => {
             let media_type = if own.is_empty() { descriptor.media_type.clone() } else { own };
             Err(ManifestError::NotAnImage { digest, media_type })
+        }
+    }
+}
+
+/// Manifests carry other things than images too, and layers that only a key opens.
+fn check_types(digest: &Digest, config: &Descriptor, layers: &[Descriptor]) -> Result<(), ManifestError> {
+    const CONFIGS: [&str; 4] = [
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+        // What builders of the past wrote.
+        "application/octet-stream",
+        "",
+    ];
+    if !CONFIGS.contains(&config.media_type.as_str()) {
+        return Err(ManifestError::NotAnImage { digest: digest.clone(), media_type: config.media_type.clone() });
+    }
+    match layers.iter().find(|layer| layer.media_type.contains("+encrypted")) {
+        None => Ok(()),
+        Some(layer) => {
+            let problem = format!("has an encrypted layer, {}, which this node cannot open", layer.digest);
+            Err(ManifestError::Invalid { digest: digest.clone(), problem })
         }
     }
 }
@@ -106,16 +129,16 @@ fn known(name: &str) -> bool {
 pub(crate) fn choose<'a>(
     digest: &Digest,
     entries: &'a [Descriptor],
-    wanted: &Platform,
+    node: &Node,
 ) -> Result<&'a Descriptor, ManifestError> {
-    let fits = |entry: &&Descriptor| entry.platform.as_ref().is_none_or(|platform| rank(platform, wanted).is_some());
+    let fits = |entry: &&Descriptor| entry.platform.as_ref().is_none_or(|platform| node.rank(platform).is_some());
     let best = entries.iter().filter(fits).filter(|entry| !is_attestation(entry)).min_by_key(|entry| {
         // An entry that names no platform may be anything: last choice.
-        entry.platform.as_ref().map_or(usize::MAX, |platform| rank(platform, wanted).unwrap_or(usize::MAX))
+        entry.platform.as_ref().map_or(usize::MAX, |platform| node.rank(platform).unwrap_or(usize::MAX))
     });
     best.ok_or_else(|| ManifestError::NoPlatform {
         digest: digest.clone(),
-        wanted: shown(wanted),
+        wanted: node.to_string(),
         available: entries
             .iter()
             .filter(|entry| !is_attestation(entry))
@@ -131,19 +154,6 @@ fn is_attestation(entry: &Descriptor) -> bool {
         || entry.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
 }
 
-/// How well a platform fits, 0 best; `None` if it does not run here.
-fn rank(platform: &Platform, wanted: &Platform) -> Option<usize> {
-    if platform.os != wanted.os || platform.architecture != wanted.architecture {
-        return None;
-    }
-    let variants: &[&str] = match wanted.architecture.as_str() {
-        "arm64" => &["v8", ""],
-        "amd64" => &["", "v1"],
-        _ => &[""],
-    };
-    variants.iter().position(|variant| *variant == platform.variant.as_deref().unwrap_or_default())
-}
-
 fn shown(platform: &Platform) -> String {
     let mut text = format!("{}/{}", platform.os, platform.architecture);
     if let Some(variant) = &platform.variant {
@@ -153,20 +163,13 @@ fn shown(platform: &Platform) -> String {
     text
 }
 
-/// This node, in the terms of images (GOOS and GOARCH).
-pub(crate) fn host_platform() -> Platform {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    };
-    Platform { architecture: architecture.to_owned(), os: "linux".to_owned(), ..Platform::default() }
-}
-
-/// The diff ids of an image's configuration: as many as the manifest has layers, and for this node's platform.
-pub(crate) fn parse_config(manifest: &Manifest, bytes: &[u8], wanted: &Platform) -> Result<Vec<Digest>, ManifestError> {
+/// The diff ids of an image's configuration: as many as the manifest has layers. `node` is given where nothing else has said
+/// that the image runs there: an image that somebody named directly is taken at its word, as containerd does.
+pub(crate) fn parse_config(
+    manifest: &Manifest,
+    bytes: &[u8],
+    node: Option<&Node>,
+) -> Result<Vec<Digest>, ManifestError> {
     let digest = manifest.config.digest.clone();
     let invalid = |problem: String| ManifestError::Invalid { digest: digest.clone(), problem };
     let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(|error| ManifestError::Syntax {
@@ -179,8 +182,10 @@ pub(crate) fn parse_config(manifest: &Manifest, bytes: &[u8], wanted: &Platform)
         os: config.os().to_string(),
         ..Platform::default()
     };
-    if own.architecture != wanted.architecture || own.os != wanted.os {
-        return Err(ManifestError::NoPlatform { digest, wanted: shown(wanted), available: shown(&own) });
+    if let Some(node) = node
+        && (own.architecture != node.architecture || own.os != node.os)
+    {
+        return Err(ManifestError::NoPlatform { digest, wanted: node.to_string(), available: shown(&own) });
     }
     let diff_ids: Vec<Digest> = config
         .rootfs()
@@ -230,7 +235,7 @@ mod tests {
         let check = |media_type: &str, json: serde_json::Value| {
             parse_document(&descriptor(media_type), json.to_string().as_bytes())
         };
-        let config = json!({"mediaType": "c", "digest": Digest::sha256_of(b"c"), "size": 2});
+        let config = json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::sha256_of(b"c"), "size": 2});
         let manifest = json!({"schemaVersion": 2, "config": config, "layers": []});
         assert!(matches!(check(media_type::OCI_MANIFEST, manifest.clone()), Ok(Document::Manifest(_))));
         assert!(matches!(check("", manifest.clone()), Ok(Document::Manifest(_))));
@@ -238,6 +243,10 @@ mod tests {
         assert!(matches!(check("", json!({"schemaVersion": 1})), Err(ManifestError::Schema1(_))));
         assert!(matches!(check("", json!({"manifests": [], "config": config})), Err(ManifestError::Invalid { .. })));
         assert!(matches!(check("text/x", json!({})), Err(ManifestError::NotAnImage { .. })));
+        let chart = json!({"config": {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": Digest::sha256_of(b"c"), "size": 2}});
+        assert!(matches!(check("", chart), Err(ManifestError::NotAnImage { .. })));
+        let sealed = json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "digest": Digest::sha256_of(b"l"), "size": 2});
+        assert!(matches!(check("", json!({"config": config, "layers": [sealed]})), Err(ManifestError::Invalid { .. })));
         let lies = json!({"mediaType": media_type::OCI_INDEX, "config": config});
         assert!(matches!(check(media_type::OCI_MANIFEST, lies), Err(ManifestError::Invalid { .. })));
         let many: Vec<_> = (0..501).map(|_| config.clone()).collect();
@@ -246,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_best_platform_is_chosen_and_attestations_never() {
-        let wanted = Platform { os: "linux".into(), architecture: "arm64".into(), ..Platform::default() };
+        let wanted = Node { os: "linux", architecture: "arm64", variants: &["v8", ""] };
         let digest = Digest::sha256_of(b"index");
         let entries = [
             entry("attestation", json!({"os": "unknown", "architecture": "unknown"})),
@@ -272,11 +281,11 @@ mod tests {
 
     #[test]
     fn a_configuration_must_fit_the_manifest_and_the_node() {
-        let wanted = Platform { os: "linux".into(), architecture: "amd64".into(), ..Platform::default() };
+        let node = Node { os: "linux", architecture: "amd64", variants: &[""] };
         let manifest = Manifest { config: descriptor("c"), layers: vec![descriptor("l")] };
         let config = |arch: &str, ids: Vec<String>| {
             let json = json!({"architecture": arch, "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids}});
-            parse_config(&manifest, json.to_string().as_bytes(), &wanted)
+            parse_config(&manifest, json.to_string().as_bytes(), Some(&node))
         };
         let id = Digest::sha256_of(b"layer");
         assert_eq!(config("amd64", vec![id.to_string()]).unwrap(), std::slice::from_ref(&id));

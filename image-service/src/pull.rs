@@ -1,39 +1,37 @@
-//! PullImage: resolve → manifest → configuration and layers → one commit.
+//! What one pull does: resolve → manifest → configuration and layers → one commit.
 //!
 //! ```text
-//! pull() ─ joins or starts a flight (namespace, reference, snapshotter, credentials)
-//!   flight: resolve ─ choose the platform ─ configuration
-//!           fetch layers, some side by side ──► unpack them in order ──► names and contents in one transaction
+//! resolve ─ choose the platform ─ configuration ─ fetch layers, some side by side
+//!                                                  └► unpack them in order, each while it arrives
+//! commit: names and contents in one transaction, then the published view
 //! ```
 //!
-//! A flight runs on its own task. Callers wait for it; when the last of them is gone it is cancelled. What a failed or
-//! cancelled flight brought is collected before its callers hear of it.
+//! Everything fetched is claimed before it is looked for. Blobs and layers exist only when their digests are verified.
 
 use std::{
-    collections::HashMap,
-    hash::{Hash, Hasher},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use store::Namespace;
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    arrival::{Arriving, Follower, arrival},
     auth::Credentials,
     claims::Claim,
     digest::Digest,
-    images::{Error, Image, Images, Shared},
-    manifest::{Document, Manifest, ManifestError, chain_ids, choose, host_platform, parse_config, parse_document},
+    flight::Key,
+    images::{Error, Image, Images},
+    manifest::{Document, Manifest, ManifestError, chain_ids, choose, parse_config, parse_document},
+    platform::Node,
     reference::{Reference, ReferenceError},
     registry::{self, Descriptor, Registry, Session},
-    store::{self as rows, Contents},
+    store::{self as rows, Contents, Named},
     unpack::{self, Layer},
 };
 
@@ -59,7 +57,7 @@ pub struct PullRequest {
 /// Why a pull failed. Every caller of the same pull gets the same.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PullError {
-    #[error("image reference {input:?} is not valid: {source}")]
+    #[error("pull {input:?}")]
     Reference { input: String, source: Arc<ReferenceError> },
     /// No registry has it.
     #[error(transparent)]
@@ -70,165 +68,46 @@ pub enum PullError {
     /// A registry refused, or answered what cannot be used.
     #[error(transparent)]
     Registry(Arc<registry::Error>),
-    #[error("pull {reference}: {source}")]
+    #[error("pull {reference}")]
     Manifest { reference: String, source: Arc<ManifestError> },
     /// A registry stopped in the middle.
     #[error("pull {reference}: no data for {} seconds, {at} of {size} bytes of {digest} had come", after.as_secs())]
     Stalled { reference: String, digest: Digest, at: u64, size: u64, after: Duration },
-    #[error("pull {reference}: {source}")]
+    #[error("pull {reference}")]
     Failed { reference: String, source: Arc<Error> },
     #[error("the pull of {0} was cancelled")]
     Cancelled(String),
 }
 
-/// One pull that all who ask for the same share. Credentials are part of it: an image is not given to one caller because
-/// another was allowed to have it.
-#[derive(Clone, PartialEq, Eq)]
-struct Key {
-    namespace: Namespace,
-    reference: String,
-    snapshotter: Option<String>,
-    credentials: Option<Credentials>,
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        // Equal keys have equal references; the rest only tells apart what is rarely asked for at the same time.
-        self.reference.hash(state);
-    }
-}
-
-type Answer = Option<Result<Arc<Image>, PullError>>;
-
-struct Flight {
-    answer: watch::Receiver<Answer>,
-    /// Cancels the flight when the last caller's clone is dropped.
-    wanted: std::sync::Weak<DropGuard>,
-}
-
-/// A caller's place on a flight.
-struct Boarding {
-    answer: watch::Receiver<Answer>,
-    /// The flight goes on as long as one of these lives.
-    _wanted: Arc<DropGuard>,
-    /// Set for the first caller: where to answer, and what cancels the flight.
-    start: Option<(watch::Sender<Answer>, CancellationToken)>,
-}
-
-/// The pulls that run.
-#[derive(Default)]
-pub(crate) struct Flights {
-    running: Mutex<HashMap<Key, Flight>>,
-    all: CancellationToken,
-}
-
-impl Flights {
-    pub(crate) fn cancel(&self) {
-        self.all.cancel();
-    }
-
-    /// Joins the flight of this key, or makes a new one that the caller must start.
-    fn board(&self, key: &Key) -> Boarding {
-        // Guards the map only, for a look and an insert.
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = running.get(key)
-            && let Some(wanted) = flight.wanted.upgrade()
-        {
-            return Boarding { answer: flight.answer.clone(), _wanted: wanted, start: None };
-        }
-        let token = self.all.child_token();
-        let wanted = Arc::new(token.clone().drop_guard());
-        let (sender, answer) = watch::channel(None);
-        running.insert(key.clone(), Flight { answer: answer.clone(), wanted: Arc::downgrade(&wanted) });
-        Boarding { answer, _wanted: wanted, start: Some((sender, token)) }
-    }
-
-    fn landed(&self, key: &Key, sender: &watch::Sender<Answer>) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // A cancelled flight may already have been replaced by a new one of the same key.
-        if running.get(key).is_some_and(|flight| flight.answer.same_channel(&sender.subscribe())) {
-            running.remove(key);
-        }
-    }
-}
-
-pub(crate) async fn pull(shared: &Arc<Shared>, request: PullRequest) -> Result<Arc<Image>, PullError> {
-    let reference = Reference::parse(&request.reference)
-        .map_err(|source| PullError::Reference { input: request.reference.clone(), source: Arc::new(source) })?;
-    let key = Key {
-        namespace: request.namespace,
-        reference: reference.to_string(),
-        snapshotter: request.snapshotter,
-        credentials: request.credentials,
-    };
-    let mut boarding = shared.flights.board(&key);
-    if let Some((sender, token)) = boarding.start.take() {
-        let images = Images { shared: Arc::clone(shared) };
-        shared.tasks.spawn(fly(images, key, reference.clone(), sender, token));
-    }
-    match boarding.answer.wait_for(Option::is_some).await {
-        Ok(answer) => answer.clone().unwrap_or_else(|| Err(PullError::Cancelled(reference.to_string()))),
-        // The task ended without an answer: the daemon shuts down.
-        Err(_) => Err(PullError::Cancelled(reference.to_string())),
-    }
-}
-
-async fn fly(images: Images, key: Key, reference: Reference, sender: watch::Sender<Answer>, token: CancellationToken) {
-    let shared = &images.shared;
-    let name = reference.to_string();
-    let cancelled = Arc::new(AtomicBool::new(false));
-    let result = {
-        let pull = Pull {
-            images: &images,
-            key: &key,
-            reference: &reference,
-            cancelled: Arc::clone(&cancelled),
-            claims: Mutex::default(),
-        };
-        let result = tokio::select! {
-            result = Box::pin(pull.run()) => result,
-            () = token.cancelled() => Err(PullError::Cancelled(name.clone())),
-        };
-        // Extraction that still runs on a blocking thread sees this at its next read.
-        cancelled.store(true, Ordering::Relaxed);
-        result
-    };
-    match &result {
-        Ok(image) => tracing::info!(image = %name, id = %image.id, "pulled"),
-        Err(error) => {
-            tracing::info!(image = %name, %error, "pull failed");
-            if let Err(error) = images.collect().await {
-                tracing::warn!(%error, "what a failed pull left is collected later");
-            }
-        }
-    }
-    shared.flights.landed(&key, &sender);
-    // Nobody may be waiting any more.
-    sender.send_replace(Some(result));
-}
-
 /// One flight's work and what it relies on.
-struct Pull<'a> {
-    images: &'a Images,
-    key: &'a Key,
-    reference: &'a Reference,
-    cancelled: Arc<AtomicBool>,
+pub(crate) struct Pull<'a> {
+    pub(crate) images: &'a Images,
+    pub(crate) key: &'a Key,
+    pub(crate) reference: &'a Reference,
+    pub(crate) cancelled: Arc<AtomicBool>,
+    /// What runs on blocking threads, which nothing but the end of the work ends.
+    pub(crate) work: TaskTracker,
     /// Held until the image's rows refer to the same.
-    claims: Mutex<Vec<Claim>>,
+    pub(crate) claims: Mutex<Vec<Claim>>,
 }
 
 impl Pull<'_> {
-    async fn run(&self) -> Result<Arc<Image>, PullError> {
+    /// Brings everything that the image needs, and answers with what the reference resolved to and what it is made of.
+    pub(crate) async fn run(&self) -> Result<(Descriptor, Contents), PullError> {
         let shared = &self.images.shared;
+        // Told before anything is fetched for nothing.
+        shared.snapshotter(self.key.snapshotter.as_deref()).map_err(|error| self.failed(error))?;
         let registry = Registry::new(shared.config.registry.clone(), Arc::clone(&shared.clients));
         let resolved =
             registry.resolve(self.reference, self.key.credentials.as_ref()).await.map_err(|e| self.registry(e))?;
         let session = &resolved.session;
         let mut blobs = vec![resolved.descriptor.digest.clone()];
         let (descriptor, manifest, manifest_size) = self.manifest(session, &resolved.descriptor, &mut blobs).await?;
-        self.fetch(session, &manifest.config).await?;
+        self.fetch(session, &manifest.config, arrival().0).await?;
         let bytes = self.document(&manifest.config).await?;
-        let diff_ids = parse_config(&manifest, &bytes, &host_platform()).map_err(|error| self.invalid(error))?;
+        let (is_chosen, node) = (descriptor.digest != resolved.descriptor.digest, Node::host());
+        let node = (is_chosen && descriptor.platform.is_none()).then_some(&node);
+        let diff_ids = parse_config(&manifest, &bytes, node).map_err(|error| self.invalid(error))?;
         let chain = chain_ids(&diff_ids);
         self.layers(session, &manifest, &diff_ids, &chain).await?;
         blobs.push(manifest.config.digest.clone());
@@ -242,7 +121,7 @@ impl Pull<'_> {
             chain,
             size: manifest_size + manifest.config.size + layer_bytes,
         };
-        self.commit(contents).await
+        Ok((resolved.descriptor, contents))
     }
 
     /// Follows indexes to the manifest for this node.
@@ -259,7 +138,7 @@ impl Pull<'_> {
             match parse_document(&descriptor, &bytes).map_err(|error| self.invalid(error))? {
                 Document::Manifest(manifest) => return Ok((descriptor, *manifest, bytes.len() as u64)),
                 Document::Index(entries) => {
-                    descriptor = choose(&descriptor.digest, &entries, &host_platform())
+                    descriptor = choose(&descriptor.digest, &entries, &Node::host())
                         .map_err(|error| self.invalid(error))?
                         .clone();
                     blobs.push(descriptor.digest.clone());
@@ -279,7 +158,7 @@ impl Pull<'_> {
             return Ok(());
         }
         let (digest, namespace) = (digest.clone(), self.key.namespace.clone());
-        let stored = tokio::task::spawn_blocking(move || {
+        let stored = self.work.spawn_blocking(move || {
             let mut writer = shared.content.writer(&digest, bytes.len() as u64)?;
             writer.write(&bytes)?;
             writer.commit()?;
@@ -295,10 +174,10 @@ impl Pull<'_> {
             return Err(self.invalid(ManifestError::Invalid { digest: descriptor.digest.clone(), problem }));
         }
         let (shared, digest) = (Arc::clone(&self.images.shared), descriptor.digest.clone());
-        self.joined(tokio::task::spawn_blocking(move || shared.content.read(&digest)).await)
+        self.joined(self.work.spawn_blocking(move || shared.content.read(&digest)).await)
     }
 
-    /// Fetches and unpacks all layers. They are fetched side by side, and unpacked bottom first as each is there.
+    /// Fetches and unpacks all layers: fetched side by side, and unpacked bottom first, each while it arrives.
     async fn layers(
         &self,
         session: &Session,
@@ -309,67 +188,92 @@ impl Pull<'_> {
         for chain_id in chain {
             self.claim(chain_id).await;
         }
-        let permits = match self.images.shared.config.max_concurrent_downloads {
-            0 => manifest.layers.len().max(1),
-            count => count,
-        };
-        let permits = Semaphore::new(permits);
-        let (permits, arrived) = (&permits, watch::channel(vec![false; manifest.layers.len()]));
-        let mut fetches = FuturesUnordered::new();
-        for (position, layer) in manifest.layers.iter().enumerate() {
-            let sender = &arrived.0;
-            fetches.push(async move {
-                // Never closed, so a permit is always to be had.
-                let _permit = permits.acquire().await;
-                self.fetch(session, layer).await?;
-                sender.send_modify(|arrived| arrived[position] = true);
-                Ok::<_, PullError>(())
-            });
-        }
-        let fetch_all = async {
-            while let Some(fetched) = fetches.next().await {
-                fetched?;
+        let (arrivings, followers): (Vec<_>, Vec<_>) = manifest.layers.iter().map(|_| arrival()).unzip();
+        let stop = CancellationToken::new();
+        let fetching = async {
+            tokio::select! {
+                fetched = self.fetch_layers(session, &manifest.layers, arrivings) => fetched,
+                () = stop.cancelled() => Ok(()),
             }
-            Ok::<_, PullError>(())
         };
-        let mut there = arrived.1.clone();
-        let unpack_all = async {
-            for (position, layer) in manifest.layers.iter().enumerate() {
-                // The sender lives as long as this function.
-                if there.wait_for(|arrived| arrived[position]).await.is_err() {
-                    return Err(PullError::Cancelled(self.reference.to_string()));
-                }
+        let unpacking = async {
+            // Dropped on an error, it stops what is fetched in vain.
+            let stop = stop.clone().drop_guard();
+            for (position, (layer, follower)) in manifest.layers.iter().zip(followers).enumerate() {
                 let parent = position.checked_sub(1).map(|below| chain[below].clone());
-                self.unpack(&layer.digest, &diff_ids[position], &chain[position], parent).await?;
+                self.unpack(follower, &layer.digest, &diff_ids[position], &chain[position], parent).await?;
             }
+            // All are unpacked; those that were already may still be on their way.
+            stop.disarm();
             Ok(())
         };
-        tokio::try_join!(fetch_all, unpack_all)?;
+        // An unpack fails of a fetch that failed, which says more and so goes first.
+        let (fetched, unpacked) = tokio::join!(fetching, unpacking);
+        fetched.and(unpacked)
+    }
+
+    /// Ends with the first failure, which drops the other fetches, and so ends whoever follows them.
+    async fn fetch_layers(
+        &self,
+        session: &Session,
+        layers: &[Descriptor],
+        arrivings: Vec<Arriving>,
+    ) -> Result<(), PullError> {
+        let permits = match self.images.shared.config.max_concurrent_downloads {
+            0 => layers.len().max(1),
+            count => count,
+        };
+        let permits = &Semaphore::new(permits);
+        let mut fetches: FuturesUnordered<_> = layers
+            .iter()
+            .zip(arrivings)
+            .map(async |(layer, arriving)| {
+                // Never closed, so a permit is always to be had.
+                let _permit = permits.acquire().await;
+                self.fetch(session, layer, arriving).await
+            })
+            .collect();
+        while let Some(fetched) = fetches.next().await {
+            fetched?;
+        }
         Ok(())
     }
 
-    /// Gets a blob into the content store, unless it is there.
-    async fn fetch(&self, session: &Session, descriptor: &Descriptor) -> Result<(), PullError> {
+    /// Gets a blob into the content store, unless it is there, and lets others follow it meanwhile.
+    async fn fetch(&self, session: &Session, descriptor: &Descriptor, arriving: Arriving) -> Result<(), PullError> {
         let shared = &self.images.shared;
         let digest = &descriptor.digest;
         self.claim(&digest.to_string()).await;
         let _turn = shared.claims.turn(&digest.to_string()).await;
         if self.has(digest).await? {
-            return Ok(());
+            let (shared, descriptor) = (Arc::clone(shared), descriptor.clone());
+            let opened = self.work.spawn_blocking(move || {
+                arriving.begin(shared.content.open_blob(&descriptor.digest)?);
+                arriving.written(descriptor.size);
+                arriving.whole();
+                Ok(())
+            });
+            return self.joined(opened.await);
         }
         let (pieces, mut incoming) = mpsc::channel::<Bytes>(PIECES);
         let writing = {
             let (shared, descriptor, namespace) = (Arc::clone(shared), descriptor.clone(), self.key.namespace.clone());
-            tokio::task::spawn_blocking(move || {
+            self.work.spawn_blocking(move || {
                 let mut writer = shared.content.writer(&descriptor.digest, descriptor.size)?;
+                arriving.begin(writer.file()?);
+                let mut written = 0;
                 while let Some(piece) = incoming.blocking_recv() {
                     writer.write(&piece)?;
+                    written += piece.len() as u64;
+                    arriving.written(written);
                 }
                 writer.commit()?;
                 let boot = shared.boot.clone();
                 shared.store.write_blocking(move |conn| {
                     rows::put_blob(conn, &namespace, &descriptor.digest, descriptor.size, &boot)
-                })
+                })?;
+                arriving.whole();
+                Ok(())
             })
         };
         let copied = self.copy(session, descriptor, &pieces).await;
@@ -411,6 +315,7 @@ impl Pull<'_> {
 
     async fn unpack(
         &self,
+        blob: Follower,
         digest: &Digest,
         diff_id: &Digest,
         chain_id: &str,
@@ -422,7 +327,7 @@ impl Pull<'_> {
             Arc::clone(shared.snapshotter(self.key.snapshotter.as_deref()).map_err(|error| self.failed(error))?);
         let (digest, diff_id, chain_id) = (digest.clone(), diff_id.clone(), chain_id.to_owned());
         let (namespace, cancelled) = (self.key.namespace.clone(), Arc::clone(&self.cancelled));
-        let unpacked = tokio::task::spawn_blocking(move || {
+        let unpacked = self.work.spawn_blocking(move || {
             // The turn ends with the work, also when the flight is cancelled before.
             let _turn = turn;
             if unpack::is_unpacked(snapshotter.as_ref(), &namespace, &chain_id)? {
@@ -430,7 +335,7 @@ impl Pull<'_> {
             }
             let layer = Layer {
                 namespace: &namespace,
-                blob: shared.content.open_blob(&digest)?,
+                blob,
                 digest: &digest,
                 diff_id: &diff_id,
                 chain_id: &chain_id,
@@ -443,7 +348,7 @@ impl Pull<'_> {
     }
 
     /// Names the image, in one transaction, and publishes it.
-    async fn commit(&self, contents: Contents) -> Result<Arc<Image>, PullError> {
+    pub(crate) async fn commit(&self, target: Descriptor, contents: Contents) -> Result<Arc<Image>, PullError> {
         let shared = &self.images.shared;
         let (namespace, id) = (self.key.namespace.clone(), contents.id.clone());
         let digest_name = format!("{}@{}", self.reference.repo(), contents.target);
@@ -451,9 +356,14 @@ impl Pull<'_> {
         if self.reference.digest().is_none() {
             names.push(self.reference.to_string());
         }
+        let mut labels = BTreeMap::from([("io.cri-containerd.image".to_owned(), "managed".to_owned())]);
+        if names.iter().any(|name| shared.is_pinned(name)) {
+            labels.insert("io.cri-containerd.pinned".to_owned(), "pinned".to_owned());
+        }
+        let named = Named { id: contents.id.clone(), target, labels };
         let written = shared.store.write(move |conn| {
             rows::put_contents(conn, &namespace, &contents)?;
-            names.iter().try_for_each(|name| rows::put_name(conn, &namespace, name, &contents.id))
+            names.iter().try_for_each(|name| rows::put_name(conn, &namespace, name, &named))
         });
         written.await.map_err(|error| self.failed(error))?;
         self.images.refresh().await.map_err(|error| self.failed(error))?;

@@ -2,15 +2,18 @@
 //!
 //! Every function works inside the caller's transaction. Times are nanoseconds since the epoch.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 use store::{
     Namespace, Schema,
-    rusqlite::{Connection, params},
+    rusqlite::{Connection, OptionalExtension, params},
 };
 
-use crate::{digest::Digest, images::Error};
+use crate::{digest::Digest, images::Error, registry::Descriptor};
 
 /// The tables of this crate.
 pub const SCHEMA: Schema = Schema {
@@ -30,6 +33,10 @@ pub const SCHEMA: Schema = Schema {
             -- A tag, a digest reference, or the bare image id.
             name TEXT NOT NULL,
             id TEXT NOT NULL,
+            -- JSON of the descriptor that the name resolved to.
+            target TEXT NOT NULL,
+            -- JSON of an object of strings.
+            labels TEXT NOT NULL,
             created INTEGER NOT NULL,
             updated INTEGER NOT NULL,
             PRIMARY KEY (namespace, name)
@@ -118,16 +125,40 @@ pub(crate) fn mark_blobs_durable(conn: &Connection, until: i64) -> Result<(), Er
     Ok(())
 }
 
-pub(crate) fn put_name(conn: &Connection, ns: &Namespace, name: &str, id: &Digest) -> Result<(), Error> {
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) id: Digest,
+    /// What the name resolved to: a manifest or an index.
+    pub(crate) target: Descriptor,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+pub(crate) fn put_name(conn: &Connection, ns: &Namespace, name: &str, named: &Named) -> Result<(), Error> {
+    let encode = |source| Error::failed("encode an image's row", source);
+    let target = serde_json::to_string(&named.target).map_err(encode)?;
+    let labels = serde_json::to_string(&named.labels).map_err(encode)?;
     conn.prepare_cached(
-        "INSERT INTO images (namespace, name, id, created, updated) VALUES (?1, ?2, ?3, ?4, ?4)
-         ON CONFLICT (namespace, name) DO UPDATE SET id = excluded.id, updated = excluded.updated",
+        "INSERT INTO images (namespace, name, id, target, labels, created, updated) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)
+         ON CONFLICT (namespace, name) DO UPDATE SET
+             id = excluded.id, target = excluded.target, labels = excluded.labels, updated = excluded.updated",
     )?
-    .execute(params![ns, name, id.to_string(), now()])?;
+    .execute(params![ns, name, named.id.to_string(), target, labels, now()])?;
     Ok(())
 }
 
+/// Records what an image is made of. Blobs that it had by another manifest stay its own, since that one's name does.
 pub(crate) fn put_contents(conn: &Connection, ns: &Namespace, contents: &Contents) -> Result<(), Error> {
+    let sql = "SELECT contents FROM image_contents WHERE namespace = ?1 AND id = ?2";
+    let before: Option<String> =
+        conn.prepare_cached(sql)?.query_row(params![ns, contents.id.to_string()], |row| row.get(0)).optional()?;
+    let mut contents = contents.clone();
+    for digest in before.map(|json| parse_contents(&json)).transpose()?.into_iter().flat_map(|before| before.blobs) {
+        if !contents.blobs.contains(&digest) {
+            contents.blobs.push(digest);
+        }
+    }
+    let contents = &contents;
     let json = serde_json::to_string(contents).map_err(|source| Error::failed("encode an image's contents", source))?;
     conn.prepare_cached("INSERT OR REPLACE INTO image_contents (namespace, id, contents) VALUES (?1, ?2, ?3)")?
         .execute(params![ns, contents.id.to_string(), json])?;
@@ -162,11 +193,13 @@ pub(crate) fn contents(conn: &Connection) -> Result<Vec<(Namespace, Contents)>, 
     let rows = statement.query_map([], |row| Ok((row.get::<_, Namespace>(0)?, row.get::<_, String>(1)?)))?;
     rows.map(|row| {
         let (ns, json) = row?;
-        let contents =
-            serde_json::from_str(&json).map_err(|source| Error::failed("decode an image's contents", source))?;
-        Ok((ns, contents))
+        Ok((ns, parse_contents(&json)?))
     })
     .collect()
+}
+
+fn parse_contents(json: &str) -> Result<Contents, Error> {
+    serde_json::from_str(json).map_err(|source| Error::failed("decode an image's contents", source))
 }
 
 fn parse_digest(text: &str) -> Result<Digest, Error> {

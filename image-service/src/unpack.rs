@@ -4,7 +4,6 @@
 //! promises. Whatever fails before leaves no snapshot. Blocks.
 
 use std::{
-    fs::File,
     io::{self, BufReader, Read},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -12,12 +11,13 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use snapshotter::{
     Kind, Labels, Snapshotter,
-    apply::{Limits, Target, Whiteouts, apply},
+    apply::{Limits, Target, apply},
     layer_dirs,
 };
 use store::Namespace;
 
 use crate::{
+    arrival::Follower,
     digest::{Digest, Digester},
     images::Error,
 };
@@ -30,7 +30,8 @@ pub(crate) const EXTRACT_PREFIX: &str = "extract ";
 /// One layer and where it goes.
 pub(crate) struct Layer<'a> {
     pub(crate) namespace: &'a Namespace,
-    pub(crate) blob: File,
+    /// Perhaps still arriving.
+    pub(crate) blob: Follower,
     pub(crate) digest: &'a Digest,
     pub(crate) diff_id: &'a Digest,
     pub(crate) chain_id: &'a str,
@@ -49,13 +50,13 @@ pub(crate) fn is_unpacked(snapshotter: &dyn Snapshotter, ns: &Namespace, chain_i
 }
 
 /// Makes the snapshot `chain_id`.
-pub(crate) fn unpack(snapshotter: &dyn Snapshotter, layer: Layer<'_>) -> Result<(), Error> {
+pub(crate) fn unpack(snapshotter: &dyn Snapshotter, mut layer: Layer<'_>) -> Result<(), Error> {
     let (ns, chain_id) = (layer.namespace, layer.chain_id);
     let key = format!("{EXTRACT_PREFIX}{chain_id}");
     let labels = Labels::from([(LAYER_LABEL.to_owned(), chain_id.to_owned())]);
     // Left by a pull whose clean-up failed; a layer half applied is of no use.
     discard(snapshotter, ns, &key)?;
-    let applied = fill(snapshotter, &layer, &key, &labels).and_then(|()| {
+    let applied = fill(snapshotter, &mut layer, &key, &labels).and_then(|()| {
         snapshotter
             .commit(ns, chain_id, &key, &labels)
             .map_err(|source| Error::failed(format!("commit layer {chain_id}"), source))
@@ -68,35 +69,36 @@ pub(crate) fn unpack(snapshotter: &dyn Snapshotter, layer: Layer<'_>) -> Result<
     applied
 }
 
-fn fill(snapshotter: &dyn Snapshotter, layer: &Layer<'_>, key: &str, labels: &Labels) -> Result<(), Error> {
+fn fill(snapshotter: &dyn Snapshotter, layer: &mut Layer<'_>, key: &str, labels: &Labels) -> Result<(), Error> {
     let mounts = snapshotter
         .prepare(layer.namespace, key, layer.parent, labels)
         .map_err(|source| Error::failed(format!("prepare a snapshot for layer {}", layer.digest), source))?;
     let dirs = layer_dirs(&mounts).ok_or_else(|| {
         Error::Corrupt(format!("the snapshotter gave no directory to unpack layer {} into: {mounts:?}", layer.digest))
     })?;
-    // Below a first layer is nothing to hide, and a snapshotter that copies its parent has it at hand to delete.
-    let overlaid = mounts.iter().any(|mount| mount.fstype == "overlay");
-    let whiteouts = if overlaid { Whiteouts::Overlay } else { Whiteouts::Remove };
-    let target = Target { root: dirs.upper, parents: dirs.parents, whiteouts };
-    let file =
-        layer.blob.try_clone().map_err(|source| Error::failed(format!("open layer {}", layer.digest), source))?;
-    let failed = |source: io::Error| Error::failed(format!("read layer {}", layer.digest), source);
-    let tar = Cancellable {
-        inner: inflate(BufReader::with_capacity(128 * 1024, file)).map_err(failed)?,
-        cancelled: layer.cancelled,
-    };
-    let mut tar = Hashing { inner: tar, digester: Digester::new(layer.diff_id.algorithm()) };
-    apply(&mut tar, &target, &Limits::default())
-        .map_err(|source| Error::failed(format!("unpack layer {}", layer.digest), source))?;
-    // What follows the archive's end belongs to the digest as well.
-    io::copy(&mut tar, &mut io::sink()).map_err(failed)?;
-    let found = tar.digester.finish();
+    let read = apply_all(layer, &Target::from(dirs));
+    // A blob that did not arrive, or is not what was asked for, says more than the archive that it broke.
+    if !layer.blob.has_arrived() {
+        return Err(Error::Corrupt(format!("layer {} did not arrive", layer.digest)));
+    }
+    let found = read?;
     if found != *layer.diff_id {
         let what = format!("layer {} unpacks to {found}, the image says {}", layer.digest, layer.diff_id);
         return Err(Error::Corrupt(what));
     }
     Ok(())
+}
+
+/// Applies the archive in the blob and answers with the digest of all of it, what follows the archive's end included.
+fn apply_all(layer: &mut Layer<'_>, target: &Target) -> Result<Digest, Error> {
+    let cancelled = layer.cancelled;
+    let inner = inflate(BufReader::with_capacity(128 * 1024, &mut layer.blob))
+        .map_err(|source| Error::failed(format!("read layer {}", layer.digest), source))?;
+    let digester = Digester::new(layer.diff_id.algorithm());
+    let mut tar = Hashing { inner: Cancellable { inner, cancelled }, digester };
+    apply(&mut tar, target, &Limits::default())
+        .map_err(|source| Error::failed(format!("unpack layer {}", layer.digest), source))?;
+    Ok(tar.digester.finish())
 }
 
 /// Removes an active snapshot; one that is not there is removed.
@@ -108,7 +110,7 @@ pub(crate) fn discard(snapshotter: &dyn Snapshotter, ns: &Namespace, key: &str) 
 }
 
 /// The plain archive, whatever the media type claims: the first bytes decide, as for containerd.
-fn inflate(mut blob: BufReader<File>) -> io::Result<Box<dyn Read>> {
+fn inflate<'a>(mut blob: BufReader<impl Read + 'a>) -> io::Result<Box<dyn Read + 'a>> {
     use std::io::BufRead;
     const GZIP: &[u8] = &[0x1f, 0x8b];
     const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
@@ -154,14 +156,11 @@ impl<R: Read> Read for Cancellable<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Seek, Write};
+    use std::io::Write;
 
     fn plain(bytes: &[u8]) -> Vec<u8> {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        file.rewind().unwrap();
         let mut out = Vec::new();
-        inflate(BufReader::new(file)).unwrap().read_to_end(&mut out).unwrap();
+        inflate(BufReader::new(bytes)).unwrap().read_to_end(&mut out).unwrap();
         out
     }
 
