@@ -70,6 +70,8 @@ pub enum Action {
     OmitDigest,
     /// The connection ends after this many bytes of the body.
     CutBody(usize),
+    /// Nothing follows these bytes of the body, and the connection stays open.
+    HoldBody(usize),
     /// Other content, with the normal headers that do not depend on it.
     Body(Bytes),
     /// The normal answer, but `Range` is not understood.
@@ -370,6 +372,7 @@ impl State {
         }
         let body = match action {
             _ if seen.method == Method::HEAD => full(Bytes::new()),
+            Some(Action::HoldBody(length)) => hold(bytes.slice(..length.min(bytes.len()))),
             Some(Action::CutBody(length)) => cut(bytes.slice(..length.min(bytes.len()))),
             _ => full(bytes),
         };
@@ -379,6 +382,17 @@ impl State {
 
 fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never: Infallible| match never {}).boxed()
+}
+
+/// A body that never goes on after its bytes.
+fn hold(bytes: Bytes) -> Body {
+    let frames = stream::unfold(Some(bytes), |rest| async move {
+        match rest {
+            Some(bytes) => Some((Ok(Frame::data(bytes)), None)),
+            None => std::future::pending().await,
+        }
+    });
+    BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(Box::pin(frames)))))
 }
 
 /// A body that breaks off after its bytes, which are sent first.
