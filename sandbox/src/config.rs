@@ -28,9 +28,9 @@ pub struct Config {
     pub max_log_line: usize,
     /// Where pods without a cgroup parent go; empty is the root.
     pub default_cgroup_parent: String,
-    /// Set when the daemon itself may not lower an OOM score (rootless): the score of a container is clamped to ours.
+    /// A container asking for a lower OOM score than the daemon has gets the daemon's.
     pub restrict_oom_score_adj: bool,
-    /// Also write `supplemental` files of the host's `/etc` into pods only when the request asks for it.
+    /// Make no volumes for what images declare as such (`VOLUME`).
     pub ignore_image_volumes: bool,
     pub timeouts: Timeouts,
 }

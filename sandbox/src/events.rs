@@ -65,10 +65,10 @@ mod tests {
             ..Envelope::default()
         };
         let request = ForwardRequest { envelope: Some(event) };
-        client.call::<_, ()>(service::EVENTS, "Forward", &request).await.unwrap();
-        let empty = client.call::<_, ()>(service::EVENTS, "Forward", &ForwardRequest::default()).await.unwrap_err();
+        client.call::<()>(service::EVENTS, "Forward", &request).await.unwrap();
+        let empty = client.call::<()>(service::EVENTS, "Forward", &ForwardRequest::default()).await.unwrap_err();
         assert_eq!(empty.code, Code::InvalidArgument);
-        let other = client.call::<_, ()>(service::EVENTS, "Publish", &request).await.unwrap_err();
+        let other = client.call::<()>(service::EVENTS, "Publish", &request).await.unwrap_err();
         assert_eq!(other.code, Code::Unimplemented);
         shutdown.cancel();
         serving.await.unwrap().unwrap();

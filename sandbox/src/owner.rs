@@ -10,7 +10,7 @@
 //! and one for each container; while one runs for the pod, none runs for a container, and the other way round; who gave
 //! up waiting for an answer changes nothing.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
 use tokio::{
@@ -21,18 +21,17 @@ use tokio::{
 
 use crate::{
     Error,
-    launcher::{Clients, Shim, TaskExit},
-    machine::{ContainerPhase, ContainerVerb, Gate, PodPhase, PodVerb, Refusal, Verdict, admit_container, admit_pod},
-    model::{ContainerState, Id, NamespaceMode},
+    launcher::{Shim, TaskExit},
+    machine::{ContainerPhase, ContainerVerb, Gate, PodPhase, PodVerb, Verdict, admit_pod},
+    model::Id,
     ops,
-    ops::stop_container::{Stop, kill_at},
     pods::Shared,
     record::{ContainerRecord, PodRecord},
-    request::{ContainerRequest, Create, Reply, Request, Run},
-    signal,
+    request::{Reply, Request, Run},
     world::{Operation, World},
 };
 
+mod containers;
 mod ended;
 
 use ended::Ended;
@@ -136,7 +135,7 @@ impl Owner {
 
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
         let closing = self.shared.closing.clone();
-        while !(self.over || closing.is_cancelled() && self.idle()) {
+        while !(self.over || closing.is_cancelled() && self.may_close()) {
             tokio::select! {
                 biased;
                 Some(ended) = self.operations.join_next() => match ended {
@@ -162,6 +161,12 @@ impl Owner {
 
     fn idle(&self) -> bool {
         self.running.is_none() && self.containers.values().all(|container| container.running.is_none())
+    }
+
+    /// Nothing runs that the next life of the daemon would have to undo. A stop only waits, maybe for hours.
+    fn may_close(&self) -> bool {
+        let stays = |container: &Container| !matches!(container.in_flight(), None | Some(ContainerVerb::Stop));
+        self.running.is_none() && !self.containers.values().any(stays)
     }
 
     async fn dispatch(&mut self, request: Request) {
@@ -290,247 +295,6 @@ impl Owner {
         }
     }
 
-    async fn create(&mut self, create: Box<Create>, reply: Reply<Id>) {
-        let name = &create.spec.name;
-        let known = self.containers.values().find(|container| container.record.spec.name == *name);
-        let (id, phase, in_flight, retry) = match known {
-            Some(container) => (
-                container.record.id.clone(),
-                container.record.phase(),
-                container.in_flight(),
-                container.record.spec == create.spec && container.record.image == create.image,
-            ),
-            None => match Id::random() {
-                Ok(id) => (id, ContainerPhase::New, None, true),
-                Err(error) => return answer(reply, Err(Error::failed("make an id for the container", error))),
-            },
-        };
-        let taken = || {
-            Error::AlreadyExists(format!(
-                "container name \"{}_{}\" of pod sandbox {} is reserved for {id:?}; check if another CreateContainer request is in progress",
-                create.spec.name.name,
-                create.spec.name.attempt,
-                self.pod.id,
-                id = id.as_str()
-            ))
-        };
-        let settled = phase == ContainerPhase::New && in_flight.is_none();
-        if !retry && !settled && in_flight != Some(ContainerVerb::Remove) {
-            return answer(reply, Err(taken()));
-        }
-        match admit_container(self.gate(), phase, in_flight, ContainerVerb::Create) {
-            Verdict::Run => self.begin_create(id, *create, reply).await,
-            Verdict::Join => self.join_container(&id, Waiter::Id(reply)),
-            Verdict::Done => answer(reply, Ok(id)),
-            Verdict::Defer | Verdict::Interrupt => self.deferred.push(Request::Create(create, reply)),
-            Verdict::Deny(Refusal::PodNotReady) => answer(reply, Err(self.not_ready())),
-            Verdict::Deny(_) => answer(reply, Err(taken())),
-        }
-    }
-
-    async fn begin_create(&mut self, id: Id, create: Create, reply: Reply<Id>) {
-        let target_pid = match self.target_pid(&create) {
-            Ok(target_pid) => target_pid,
-            Err(error) => return answer(reply, Err(error)),
-        };
-        let again = self.containers.get(&id).is_some_and(|container| container.stored);
-        let record = ContainerRecord::new(&self.pod, id.clone(), create);
-        if let Err(error) = self.world.rows.put(None, &[&record]).await {
-            return answer(reply, Err(error));
-        }
-        let mut container = Container::new(record.clone(), true);
-        let operation = Operation::default();
-        container.running = Some(Running {
-            verb: ContainerVerb::Create,
-            operation: operation.clone(),
-            waiters: vec![Waiter::Id(reply)],
-        });
-        self.containers.insert(id.clone(), container);
-        let (world, pod) = (Arc::clone(&self.world), self.pod.clone());
-        self.spawn(Some(id.clone()), async move {
-            let created = ops::create_container::run(world, pod, record, target_pid, again, operation).await;
-            Ended::Created(id, created)
-        });
-    }
-
-    /// The process whose PID namespace the container joins, if it asks for one.
-    fn target_pid(&self, create: &Create) -> Result<Option<i32>, Error> {
-        let namespaces = &create.spec.namespaces;
-        if namespaces.pid != NamespaceMode::Target {
-            return Ok(None);
-        }
-        let target = namespaces.target.as_deref().unwrap_or_default();
-        let found = self.containers.iter().find(|(id, _)| id.as_str() == target).map(|(_, found)| &found.record.state);
-        match found {
-            Some(Some(ContainerState::Running { pid, .. })) => Ok(Some(*pid)),
-            Some(_) => Err(Error::Precondition(format!("target container {target:?} is not running"))),
-            None => Err(Error::Invalid(format!("target container {target:?} is not in pod sandbox {}", self.pod.id))),
-        }
-    }
-
-    async fn container(&mut self, id: Id, request: ContainerRequest) {
-        match request {
-            ContainerRequest::Start(reply) => self.start(id, reply).await,
-            ContainerRequest::Stop(grace, reply) => self.stop(id, grace, reply),
-            ContainerRequest::Remove(reply) => self.remove(id, reply).await,
-            ContainerRequest::ReopenLog(reply) => match self.running_container(&id) {
-                Ok((_, clients)) => drop(self.streams.spawn(async move {
-                    answer(reply, ops::reopen_log::run(clients, id).await);
-                })),
-                Err(error) => answer(reply, Err(error)),
-            },
-            ContainerRequest::ExecSync(command, timeout, reply) => match self.running_container(&id) {
-                Ok((record, clients)) => {
-                    let world = Arc::clone(&self.world);
-                    self.streams.spawn(async move {
-                        answer(reply, ops::exec_sync::run(&world, clients, &record, command, timeout).await);
-                    });
-                }
-                Err(error) => answer(reply, Err(error)),
-            },
-            ContainerRequest::Exec(request, reply) => match self.running_container(&id) {
-                Ok((record, clients)) => {
-                    let drain = self.world.config.timeouts.drain;
-                    self.streams.spawn(ops::exec::run(clients, record, request, drain, reply));
-                }
-                Err(error) => answer(reply, Err(error)),
-            },
-            ContainerRequest::Attach(request, reply) => match self.running_container(&id) {
-                Ok((_, clients)) => {
-                    let drain = self.world.config.timeouts.drain;
-                    self.streams.spawn(ops::attach::run(clients, id, request, drain, reply));
-                }
-                Err(error) => answer(reply, Err(error)),
-            },
-        }
-    }
-
-    async fn start(&mut self, id: Id, reply: Reply<()>) {
-        let gate = self.gate();
-        let Some(container) = self.containers.get_mut(&id) else { return answer(reply, Err(missing(&id))) };
-        match admit_container(gate, container.record.phase(), container.in_flight(), ContainerVerb::Start) {
-            Verdict::Run => {
-                let Some(shim) = self.shim.clone() else { return answer(reply, Err(self.not_ready())) };
-                let Some(operation) = self.begin_container(&id, ContainerVerb::Start, reply).await else { return };
-                let (world, pod) = (Arc::clone(&self.world), self.pod.clone());
-                let Some(record) = self.containers.get(&id).map(|container| container.record.clone()) else { return };
-                self.spawn(Some(id.clone()), async move {
-                    Ended::Started(id, ops::start_container::run(world, pod, record, shim, operation).await)
-                });
-            }
-            Verdict::Join => self.join_container(&id, Waiter::Done(reply)),
-            Verdict::Done => answer(reply, Ok(())),
-            Verdict::Defer | Verdict::Interrupt => {
-                self.deferred.push(Request::Container(id, ContainerRequest::Start(reply)));
-            }
-            Verdict::Deny(Refusal::PodNotReady) => answer(reply, Err(self.not_ready())),
-            Verdict::Deny(Refusal::Removing) => {
-                answer(
-                    reply,
-                    Err(Error::Precondition(format!("container {id} is in removing state, can't be started"))),
-                );
-            }
-            Verdict::Deny(Refusal::WrongState | Refusal::Taken) => {
-                let state = state_name(container.record.phase());
-                answer(reply, Err(Error::Precondition(format!("container {id} is in {state} state"))));
-            }
-        }
-    }
-
-    /// A stop commits no intent: what it changes is the exit, which is committed when it happens. The daemon's end in
-    /// the middle leaves a container that runs, or has ended, as after any signal.
-    fn stop(&mut self, id: Id, grace: Duration, reply: Reply<()>) {
-        if self.pod_busy() {
-            return self.deferred.push(Request::Container(id, ContainerRequest::Stop(grace, reply)));
-        }
-        let Some(container) = self.containers.get_mut(&id) else { return answer(reply, Ok(())) };
-        match admit_container(Gate::Open, container.record.phase(), container.in_flight(), ContainerVerb::Stop) {
-            Verdict::Run => {
-                let operation = Operation::default();
-                let waiters = vec![Waiter::Done(reply)];
-                container.running = Some(Running { verb: ContainerVerb::Stop, operation, waiters });
-                container.kill_at.send_replace(kill_at(grace));
-                let stop = Stop {
-                    signal: (!container.signalled).then(|| stop_signal(&container.record)),
-                    kill_at: container.kill_at.subscribe(),
-                    ended: container.ended.subscribe(),
-                };
-                container.signalled |= !grace.is_zero();
-                let record = container.record.clone();
-                let (world, pod, shim) = (Arc::clone(&self.world), self.pod.clone(), self.shim.clone());
-                self.spawn(Some(id.clone()), async move {
-                    Ended::Stopped(id, ops::stop_container::run(world, pod, record, shim, stop).await)
-                });
-            }
-            Verdict::Join => {
-                container.hasten(kill_at(grace));
-                self.join_container(&id, Waiter::Done(reply));
-            }
-            Verdict::Interrupt | Verdict::Defer => {
-                container.interrupt();
-                self.deferred.push(Request::Container(id, ContainerRequest::Stop(grace, reply)));
-            }
-            Verdict::Done => answer(reply, Ok(())),
-            Verdict::Deny(_) => {
-                answer(reply, Err(Error::Precondition(format!("container {id} cannot be stopped now"))));
-            }
-        }
-    }
-
-    async fn remove(&mut self, id: Id, reply: Reply<()>) {
-        if self.pod_busy() {
-            return self.deferred.push(Request::Container(id, ContainerRequest::Remove(reply)));
-        }
-        let Some(container) = self.containers.get_mut(&id) else { return answer(reply, Ok(())) };
-        match admit_container(Gate::Open, container.record.phase(), container.in_flight(), ContainerVerb::Remove) {
-            Verdict::Run => {
-                if self.begin_container(&id, ContainerVerb::Remove, reply).await.is_none() {
-                    return;
-                }
-                let (world, pod, shim) = (Arc::clone(&self.world), self.pod.clone(), self.shim.clone());
-                self.spawn(Some(id.clone()), async move {
-                    let torn = ops::remove_container::run(world, pod, id.clone(), shim).await;
-                    Ended::Removed(id, torn)
-                });
-            }
-            Verdict::Join => self.join_container(&id, Waiter::Done(reply)),
-            Verdict::Interrupt | Verdict::Defer => {
-                container.interrupt();
-                self.deferred.push(Request::Container(id, ContainerRequest::Remove(reply)));
-            }
-            Verdict::Done => answer(reply, Ok(())),
-            Verdict::Deny(_) => {
-                answer(reply, Err(Error::Precondition(format!("container {id} cannot be removed now"))));
-            }
-        }
-    }
-
-    /// Commits a container's intent; `None` if that failed and the caller has its answer.
-    async fn begin_container(&mut self, id: &Id, verb: ContainerVerb, reply: Reply<()>) -> Option<Operation> {
-        let container = self.containers.get_mut(id)?;
-        container.record.intent = Some(verb);
-        if let Err(error) = self.world.rows.put(None, &[&container.record]).await {
-            container.record.intent = None;
-            answer(reply, Err(error));
-            return None;
-        }
-        let operation = Operation::default();
-        let waiters = vec![Waiter::Done(reply)];
-        container.running = Some(Running { verb, operation: operation.clone(), waiters });
-        Some(operation)
-    }
-
-    fn join_container(&mut self, id: &Id, waiter: Waiter) {
-        if let Some(running) = self.containers.get_mut(id).and_then(|container| container.running.as_mut()) {
-            running.waiters.push(waiter);
-        }
-    }
-
-    /// Whether an operation on the whole pod runs: it does what is to be done to the containers.
-    fn pod_busy(&self) -> bool {
-        self.running.is_some()
-    }
-
     fn gate(&self) -> Gate {
         let ending = self.deferred.iter().any(|request| matches!(request, Request::Stop(_) | Request::Remove(_)));
         match self.pod.phase == PodPhase::Ready && self.running.is_none() && !ending && !self.rescue {
@@ -543,51 +307,11 @@ impl Owner {
         Error::Precondition(format!("sandbox container {:?} is not running", self.pod.id.as_str()))
     }
 
-    /// A container that runs, and the clients of its shim.
-    fn running_container(&self, id: &Id) -> Result<(ContainerRecord, Clients), Error> {
-        let container = self.containers.get(id).ok_or_else(|| missing(id))?;
-        let phase = container.record.phase();
-        if phase != ContainerPhase::Running {
-            return Err(Error::Precondition(format!("container {id} is in {} state", state_name(phase))));
-        }
-        let clients = self.shim.as_ref().and_then(|shim| shim.clients());
-        let clients =
-            clients.ok_or_else(|| Error::Unavailable(format!("the shim of container {id} is not connected")))?;
-        Ok((container.record.clone(), clients))
-    }
-
     /// Runs an operation. A panic in it ends it as a failure does, so that its slot does not stay taken for ever.
     fn spawn(&mut self, container: Option<Id>, operation: impl Future<Output = Ended> + Send + 'static) {
         self.operations.spawn(async move {
             let ended = AssertUnwindSafe(operation).catch_unwind().await;
             ended.unwrap_or(Ended::Panicked(container))
-        });
-    }
-}
-
-impl Container {
-    fn in_flight(&self) -> Option<ContainerVerb> {
-        self.running.as_ref().map(|running| running.verb)
-    }
-
-    /// Makes what runs give up or come to its end at once.
-    fn interrupt(&self) {
-        match &self.running {
-            Some(Running { verb: ContainerVerb::Create | ContainerVerb::Start, operation, .. }) => {
-                operation.token.cancel()
-            }
-            Some(Running { verb: ContainerVerb::Stop, .. }) => self.hasten(Instant::now()),
-            Some(Running { verb: ContainerVerb::Remove, .. }) | None => {}
-        }
-    }
-
-    fn hasten(&self, kill_at: Instant) {
-        self.kill_at.send_if_modified(|current| {
-            let sooner = kill_at < *current;
-            if sooner {
-                *current = kill_at;
-            }
-            sooner
         });
     }
 }
@@ -604,25 +328,4 @@ impl Waiter {
 fn answer<T>(reply: Reply<T>, result: Result<T, Error>) {
     // A caller that gave up does not want the answer; the state has changed all the same.
     drop(reply.send(result));
-}
-
-fn missing(id: &Id) -> Error {
-    Error::NotFound { kind: "container", id: id.to_string() }
-}
-
-/// CRI's word for it.
-fn state_name(phase: ContainerPhase) -> &'static str {
-    match phase {
-        ContainerPhase::New | ContainerPhase::Created => "CONTAINER_CREATED",
-        ContainerPhase::Running => "CONTAINER_RUNNING",
-        ContainerPhase::Exited => "CONTAINER_EXITED",
-        ContainerPhase::Unknown => "CONTAINER_UNKNOWN",
-    }
-}
-
-/// CRI's over the image's over SIGTERM. An image with a signal that does not exist gets SIGTERM too.
-fn stop_signal(container: &ContainerRecord) -> i32 {
-    let image = container.image.config.config().as_ref().and_then(|config| config.stop_signal().as_deref());
-    let named = container.spec.stop_signal.as_deref().filter(|name| !name.is_empty()).or(image);
-    named.and_then(|name| signal::parse(name).ok()).unwrap_or(signal::SIGTERM)
 }

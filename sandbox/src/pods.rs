@@ -36,6 +36,9 @@ use crate::{
     world::World,
 };
 
+/// How long the end of the daemon waits for running operations. Service managers kill after a minute or more.
+const SHUTDOWN: Duration = Duration::from_secs(30);
+
 /// All pods of this node and their containers. Clones are handles of the same.
 #[derive(Clone)]
 pub struct Pods {
@@ -65,7 +68,8 @@ impl Pods {
         network: Arc<dyn Network>,
         launcher: Arc<dyn Launcher>,
     ) -> Result<Pods, Error> {
-        let host = tokio::task::spawn_blocking(Host::read);
+        let restrict = config.restrict_oom_score_adj;
+        let host = tokio::task::spawn_blocking(move || read_host(restrict));
         let host = host.await.map_err(|error| Error::failed("read facts about the host", error))??;
         let world = Arc::new(World {
             paths: Paths::new(&config),
@@ -197,7 +201,11 @@ impl Pods {
     pub async fn shutdown(self) {
         self.shared.closing.cancel();
         self.shared.owners.close();
-        self.shared.owners.wait().await;
+        let ended = tokio::time::timeout(SHUTDOWN, self.shared.owners.wait()).await;
+        if ended.is_err() {
+            // Their intents are committed: the next start finishes or undoes them, as after a kill.
+            tracing::warn!(owners = self.shared.owners.len(), "operations are left for the next start");
+        }
     }
 
     async fn of_container<T>(&self, id: &str, request: impl FnOnce(Reply<T>) -> ContainerRequest) -> Result<T, Error> {
@@ -205,6 +213,20 @@ impl Pods {
         let asked = ask(&inbox, |reply| Request::Container(id.clone(), request(reply))).await;
         self.shared.gone_is_missing("container", &id, asked)
     }
+}
+
+/// The host's facts. With `restrict`, no container gets a lower OOM score than the daemon itself has.
+fn read_host(restrict: bool) -> Result<Host, Error> {
+    let mut host = Host::read()?;
+    if restrict {
+        let path = "/proc/self/oom_score_adj";
+        let text = std::fs::read_to_string(path).map_err(|error| Error::failed(format!("read {path}"), error))?;
+        host.lowest_oom_score_adj = text
+            .trim()
+            .parse()
+            .map_err(|error: std::num::ParseIntError| Error::failed(format!("parse {path}"), error))?;
+    }
+    Ok(host)
 }
 
 /// An unknown id, as the idempotent verbs see it: nothing to do. An ambiguous one stays an error.

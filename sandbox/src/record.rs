@@ -70,6 +70,10 @@ impl PodRecord {
         };
         let known = config.handlers.get(&handler);
         let settings = known.ok_or_else(|| Error::Invalid(format!("no runtime for {handler:?} is configured")))?;
+        if run.spec.namespaces.user.is_some() {
+            // The network namespace would have to be made inside the user namespace, and the bundle be open to its root.
+            return Err(Error::Unsupported("pods with a user namespace are not supported".into()));
+        }
         Ok(PodRecord {
             version: VERSION,
             id,

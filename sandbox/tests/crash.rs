@@ -1,6 +1,8 @@
 //! Proof by exhaustion: the daemon is stopped, or one effect fails, after every single effect of a pod's life. Whatever
 //! the moment, the next life finds its way, nothing leaks, and the client's retry succeeds.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod fake;
 
 use std::{sync::Arc, time::Duration};

@@ -1,5 +1,8 @@
 //! What clients can rely on when they retry, give up, or ask for several things at once.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[expect(dead_code, reason = "faults and the end of a process are for the crash tests")]
 mod fake;
 
 use std::{sync::Arc, time::Duration};
@@ -52,7 +55,7 @@ async fn a_retry_joins_the_start_that_its_caller_gave_up() {
     });
     process.hold_attach.send_replace(false);
     let id = retry.await.unwrap().unwrap();
-    assert_eq!(pods.pods().iter().map(|pod| pod.id.clone()).collect::<Vec<_>>(), [id.clone()]);
+    assert_eq!(pods.pods().iter().map(|pod| pod.id.clone()).collect::<Vec<_>>(), std::slice::from_ref(&id));
     assert_eq!(pods.run(pod_spec("web"), image()).await.unwrap(), id, "and so does one that comes later");
     pods.remove(id.as_str()).await.unwrap();
     machine.assert_clean("after the remove");

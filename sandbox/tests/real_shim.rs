@@ -2,6 +2,8 @@
 //!
 //! The shim's binary is the one beside this test's own: `cargo build -p windlass-shim` makes it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     collections::BTreeMap,
     fs,
