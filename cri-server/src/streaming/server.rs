@@ -1,0 +1,224 @@
+//! The HTTP side: which request a token belongs to, which protocol it is upgraded to, and the task that serves it.
+//!
+//! ```text
+//! GET|POST /{exec,attach,portforward}/<token>
+//!   404 no such token    400 no known Upgrade    403 no common protocol    101 ──► spdy ──► remote_command | port_forward
+//! ```
+//!
+//! A token is spent by the first request that names it, whatever comes of it. Every task is tracked: connections until
+//! their last request, upgraded ones until their session's end, all of them at most until the daemon stops.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::service_fn,
+    upgrade::{OnUpgrade, Upgraded},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Action, Shared, port_forward,
+    remote_command::{self, Version},
+    spdy::{Connection, Limits},
+};
+
+/// Accepts until `stop`, then ends what runs and waits for it.
+pub(super) async fn serve(shared: Arc<Shared>, listener: &TcpListener, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((socket, _)) => {
+                let server = Server { shared: shared.clone(), tasks: tasks.clone(), stop: stop.clone() };
+                tasks.spawn(server.connection(socket));
+            }
+            Err(error) => {
+                // Out of files, most likely: others have to end first, and trying at once only burns a core.
+                tracing::warn!(%error, "cannot accept a streaming connection");
+                stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+            }
+        }
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// Between two attempts to accept when the first failed.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a client may take to send a request's head.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// A peer whose machine died is noticed after about [`HEAD`] without the application saying anything.
+fn keep_alive(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, HEAD)?;
+    Ok(sockopt::set_tcp_keepintvl(socket, HEAD / 3)?)
+}
+
+const PROTOCOL_VERSION: &str = "x-stream-protocol-version";
+const ACCEPTED_VERSIONS: &str = "x-accepted-stream-protocol-versions";
+const SPDY: &str = "SPDY/3.1";
+
+#[derive(Clone)]
+struct Server {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What the upgraded connection is for.
+enum Session {
+    Command { container: sandbox::model::Id, command: remote_command::Command, version: Version },
+    PortForward(port_forward::Target),
+}
+
+impl Server {
+    async fn connection(self, socket: TcpStream) {
+        if let Err(error) = keep_alive(&socket) {
+            tracing::debug!(%error, "cannot set up a streaming connection; the client has probably left");
+        }
+        let service = service_fn(|request| {
+            let answer = self.answer(request);
+            async { Ok::<_, Infallible>(answer) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .serve_connection(TokioIo::new(socket), service)
+            .with_upgrades();
+        if let Some(Err(error)) = self.stop.run_until_cancelled(connection).await {
+            tracing::debug!(%error, "a streaming connection ended before its upgrade");
+        }
+    }
+
+    fn answer(&self, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::POST {
+            return refusal(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are served here");
+        }
+        let Some(action) = self.action(request.uri().path()) else {
+            return refusal(
+                StatusCode::NOT_FOUND,
+                "no such request: it was never made, was used, or is over a minute old",
+            );
+        };
+        if !asks_for_spdy(request.headers()) {
+            return refusal(StatusCode::BAD_REQUEST, "unable to upgrade: only SPDY/3.1 is served yet");
+        }
+        let offered = offered_protocols(request.headers());
+        let (agreed, session) = match action {
+            Action::Command { container, command } => {
+                let Some(version) =
+                    agree(&offered, &Version::ALL.map(|version| (version.name(), version)), Version::V1)
+                else {
+                    return no_common_protocol(&offered, &Version::ALL.map(Version::name));
+                };
+                (version.name(), Session::Command { container, command, version })
+            }
+            Action::PortForward(target) => {
+                if agree(&offered, &[(port_forward::PROTOCOL, ())], ()).is_none() {
+                    return no_common_protocol(&offered, &[port_forward::PROTOCOL]);
+                }
+                (port_forward::PROTOCOL, Session::PortForward(target))
+            }
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        // Boxed: the session's future is large, and the tracker would move it about.
+        self.tasks.spawn(Box::pin(self.clone().session(upgrade, session)));
+        switching(agreed, !offered.is_empty())
+    }
+
+    /// What the path's token stands for, if it was given for this kind of path.
+    fn action(&self, path: &str) -> Option<Action> {
+        let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
+        self.shared.tokens.take(token).filter(|action| action.kind() == kind)
+    }
+
+    async fn session(self, upgrade: OnUpgrade, session: Session) {
+        let served = async {
+            match upgrade.await {
+                Ok(upgraded) => self.upgraded(upgraded, session).await,
+                Err(error) => tracing::debug!(%error, "a streaming client left before its upgrade"),
+            }
+        };
+        // When the daemon stops, sessions are cut: what they run is ended by the pods' owners.
+        self.stop.run_until_cancelled(served).await;
+    }
+
+    async fn upgraded(&self, upgraded: Upgraded, session: Session) {
+        let io = TokioIo::new(upgraded);
+        let idle = self.shared.idle;
+        match session {
+            Session::Command { container, command, version } => {
+                let (connection, running) = Connection::open(io, Limits { idle, streams: remote_command::STREAMS });
+                let start = (self.shared.backend)(container, command.clone());
+                let serving = remote_command::serve(connection, version, &command, start);
+                tokio::join!(running, serving);
+            }
+            Session::PortForward(target) => {
+                let (connection, running) = Connection::open(io, Limits { idle, streams: port_forward::STREAMS });
+                tokio::join!(running, port_forward::serve(connection, &target));
+            }
+        }
+    }
+}
+
+/// `Connection: Upgrade` and `Upgrade: SPDY/3.1`, in any case and among others, as Go's side checks it.
+fn asks_for_spdy(headers: &HeaderMap) -> bool {
+    let has = |name, word: &str| words(headers, name).any(|found| found.eq_ignore_ascii_case(word));
+    has(header::CONNECTION.as_str(), "upgrade") && has(header::UPGRADE.as_str(), SPDY)
+}
+
+/// What the client speaks, from the one it likes best; one header each or one for all.
+fn offered_protocols(headers: &HeaderMap) -> Vec<String> {
+    words(headers, PROTOCOL_VERSION).map(str::to_owned).collect()
+}
+
+fn words<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|word| !word.is_empty())
+}
+
+/// The client's first choice that is known. One that offers nothing is older than the negotiation: it gets `oldest`.
+fn agree<T: Copy>(offered: &[String], known: &[(&str, T)], oldest: T) -> Option<T> {
+    if offered.is_empty() {
+        return Some(oldest);
+    }
+    offered.iter().find_map(|name| known.iter().find(|(known, _)| known == name)).map(|(_, protocol)| *protocol)
+}
+
+fn switching(agreed: &'static str, negotiated: bool) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(SPDY));
+    if negotiated {
+        headers.insert(PROTOCOL_VERSION, HeaderValue::from_static(agreed));
+    }
+    response
+}
+
+fn no_common_protocol(offered: &[String], known: &[&'static str]) -> Response<Full<Bytes>> {
+    let text = format!("unable to upgrade: the client speaks {}; served are {}", offered.join(", "), known.join(", "));
+    let mut response = refusal(StatusCode::FORBIDDEN, text);
+    for name in known {
+        response.headers_mut().append(ACCEPTED_VERSIONS, HeaderValue::from_static(name));
+    }
+    response
+}
+
+fn refusal(status: StatusCode, text: impl Into<String>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(Bytes::from(text.into() + "\n")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
