@@ -291,12 +291,34 @@ const CUT_SHORT: &str = "the daemon was stopped while it started the container";
 async fn sweep(world: &Arc<World>, known: &BTreeSet<Id>) {
     let on = Arc::clone(world);
     let found = Operation::default().blocking(move || Ok(found(&on))).await.unwrap_or_default();
-    for id in found.difference(known) {
+    let orphans: Vec<&Id> = found.difference(known).collect();
+    for id in &orphans {
+        end_orphans(world, id, &orphans).await;
+    }
+    for id in orphans {
         tracing::warn!(id = %id, "removing what a pod or container without a record has left");
         if let Err(error) = sweep_one(world, id).await {
             tracing::error!(id = %id, error = error.chain(), "an orphan could not be removed; the next start tries again");
         }
     }
+}
+
+/// Ends the shim of an orphaned pod, if one answers, and the orphans that run in it.
+async fn end_orphans(world: &Arc<World>, id: &Id, orphans: &[&Id]) {
+    let Ok(Some(shim)) = world.launcher.reconnect(orphan_bundle(world, id)).await else { return };
+    for task in orphans {
+        if let Err(error) = teardown::end_by_shim(world, task, shim.as_ref()).await {
+            tracing::warn!(task = %task, error = error.chain(), "an orphan cannot be ended by its shim");
+        }
+    }
+    if let Err(error) = shim.shutdown(id).await {
+        tracing::warn!(id = %id, error = error.chain(), "the shim of an orphan cannot be ended");
+    }
+}
+
+fn orphan_bundle(world: &World, id: &Id) -> Bundle {
+    let handler = world.handler(&world.config.default_handler).cloned().unwrap_or_default();
+    Bundle { id: id.clone(), path: world.paths.bundle(id), handler }
 }
 
 /// The ids that have a directory anywhere. Blocks.
@@ -326,8 +348,7 @@ fn names(place: &Path) -> io::Result<Vec<Id>> {
 }
 
 async fn sweep_one(world: &Arc<World>, id: &Id) -> Result<(), Error> {
-    let handler = world.handler(&world.config.default_handler).cloned().unwrap_or_default();
-    let bundle = Bundle { id: id.clone(), path: world.paths.bundle(id), handler };
+    let bundle = orphan_bundle(world, id);
     if bundle.path.exists() {
         world.launcher.clean_up(bundle).await?;
     }

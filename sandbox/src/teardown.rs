@@ -125,7 +125,8 @@ pub(crate) async fn end_task(
     end_without_shim(world, pod, id).await.map(|()| None)
 }
 
-async fn end_by_shim(world: &World, id: &Id, shim: &dyn Shim) -> Result<Option<TaskExit>, Error> {
+/// Ends a task through its shim. One that the shim does not know has ended.
+pub(crate) async fn end_by_shim(world: &World, id: &Id, shim: &dyn Shim) -> Result<Option<TaskExit>, Error> {
     const SIGKILL: i32 = 9;
     let exit = match shim.state(id).await? {
         None => return Ok(None),

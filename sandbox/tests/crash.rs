@@ -213,3 +213,43 @@ fn a_pod_whose_shim_died_with_the_daemon_is_not_ready_and_its_containers_ended_u
     });
     machine.assert_clean("after the remove");
 }
+
+#[test]
+fn after_a_reboot_nothing_lives_and_the_network_is_still_given_back() {
+    let machine = Machine::new();
+    process(&machine, Fault::default(), async |pods, _| {
+        let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+        let id = pods.create_container(pod.as_str(), container_spec("app"), image()).await.unwrap();
+        pods.start_container(id.as_str()).await.unwrap();
+        pods.create_container(pod.as_str(), container_spec("created"), image()).await.unwrap();
+        pods.shutdown().await;
+    });
+    machine.reboot();
+    process(&machine, Fault::default(), async |pods, _| {
+        assert_eq!(pods.pods()[0].state, PodState::NotReady);
+        let ended = pods.containers().into_iter().find(|container| container.spec.name.name == "app").unwrap();
+        match &ended.state {
+            ContainerState::Exited { exit, .. } => assert_eq!((exit.code, exit.reason.as_str()), (255, "Unknown")),
+            other => panic!("{other:?}"),
+        }
+        let log = machine.state.lock().unwrap().log.clone();
+        pods.stop(pods.pods()[0].id.as_str()).await.unwrap();
+        let since: Vec<String> = machine.state.lock().unwrap().log[log.len()..].to_vec();
+        assert!(since.contains(&"detach".to_owned()), "{since:?}");
+        pods.remove(pods.pods()[0].id.as_str()).await.unwrap();
+    });
+    machine.assert_clean("after the remove");
+}
+
+#[test]
+fn what_no_record_knows_is_removed_at_the_start() {
+    let machine = Machine::new();
+    process(&machine, Fault::default(), async |pods, _| {
+        let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+        pods.create_container(pod.as_str(), container_spec("app"), image()).await.unwrap();
+        pods.shutdown().await;
+    });
+    machine.forget_records();
+    process(&machine, Fault::default(), async |pods, _| assert!(pods.pods().is_empty()));
+    machine.assert_clean("after the next start");
+}

@@ -65,6 +65,30 @@ impl Machine {
         self.tasks.send_modify(|count| *count += 1);
     }
 
+    /// What a machine loses with its power: all but the store, the snapshots, the directories on disk, and what network
+    /// plugins remember. The store's rows are of another boot then.
+    pub(crate) fn reboot(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.netns.clear();
+        state.mounts.clear();
+        state.shims.clear();
+        state.tasks.clear();
+        drop(state);
+        drop(std::fs::remove_dir_all(self.dir.path().join("state")));
+        self.change_rows("UPDATE pod SET record = json_set(record, '$.boot', 'another')");
+    }
+
+    /// Makes everything that exists an orphan.
+    pub(crate) fn forget_records(&self) {
+        self.change_rows("DELETE FROM pod");
+    }
+
+    fn change_rows(&self, statement: &'static str) {
+        let store = Store::open(&self.dir.path().join("meta.db"), &[SCHEMA]).unwrap();
+        let changed = store.write_blocking(move |conn| conn.execute(statement, []).map_err(store::Error::from));
+        assert_eq!(changed.unwrap(), 1);
+    }
+
     /// Asserts that nothing is left, in memory and in the directories.
     pub(crate) fn assert_clean(&self, when: &str) {
         let state = self.state.lock().unwrap();
