@@ -1,7 +1,5 @@
 //! Archives that try to reach out of the root.
 
-use proptest::prelude::*;
-
 use super::*;
 
 /// Applies the archive in both modes; whatever comes of it, nothing beside the root may change.
@@ -16,7 +14,19 @@ fn contained(what: &str, tar: &Tar) {
         let after = tree(world.dir.path()).into_iter().filter(|entry| !entry.starts_with("root/")).collect::<Vec<_>>();
         assert_eq!(before, after, "{what}: {result:?}");
         assert!(world.canary_lives(), "{what}");
+        assert!(!Path::new("canary").exists(), "{what}: it is in the working directory");
     }
+}
+
+#[test]
+fn privileged_an_absolute_link_to_a_place_on_the_host_leads_to_one_in_the_root() {
+    let world = World::new(Whiteouts::Remove);
+    let outside = world.dir.path().to_str().unwrap();
+    let tar = Tar::new().symlink("l", outside).file("l/canary", "dead").file("l/.wh.canary", "").hardlink("h", "l/canary");
+    world.apply(&tar).unwrap();
+    assert!(world.canary_lives());
+    let inside = world.root().join(outside.trim_start_matches('/')).join("canary");
+    assert_eq!(fs::read_to_string(inside).unwrap(), "dead");
 }
 
 #[test]
@@ -26,7 +36,6 @@ fn privileged_nothing_leads_out_of_the_root() {
         ("a name with ..", Tar::new().file("../canary", "dead").file("a/../../canary", "dead").dir("..", 0o700)),
         ("an absolute name", Tar::new().file("/canary", "x").file("//canary", "x")),
         ("a file through a link", Tar::new().symlink("l", "..").file("l/canary", "dead")),
-        ("a file through an absolute link", Tar::new().symlink("l", "/tmp").file("l/canary", "x")),
         ("a file over a link", Tar::new().symlink("l", "../canary").file("l", "dead")),
         (
             "a chain of links",
@@ -117,36 +126,4 @@ fn privileged_a_tree_deeper_than_the_stack_is_replaced() {
     assert!(matches!(error, Error::Failed { .. }), "{error:?}");
     world.apply(&Tar::new().file("top", "flat")).unwrap();
     assert_eq!(fs::read_to_string(world.root().join("top")).unwrap(), "flat");
-}
-
-fn path() -> impl Strategy<Value = String> {
-    let part = prop_oneof![
-        4 => Just("a"), 4 => Just("b"), 2 => Just("c"), 3 => Just(".."), 1 => Just("."), 1 => Just(""), 2 => Just("canary"),
-        1 => Just(".wh.a"), 1 => Just(".wh.canary"), 1 => Just(".wh..wh..opq"), 1 => Just("root"),
-    ];
-    proptest::collection::vec(part, 1..5).prop_map(|parts| parts.join("/"))
-}
-
-fn archive() -> impl Strategy<Value = Tar> {
-    let entry = (path(), path(), 0..6u8, any::<bool>());
-    proptest::collection::vec(entry, 1..14).prop_map(|entries| {
-        entries.into_iter().fold(Tar::new(), |tar, (name, other, kind, absolute)| {
-            let other = if absolute { format!("/{other}") } else { other };
-            match kind {
-                0 | 1 => tar.file(name, "dead"),
-                2 => tar.dir(name, 0o755),
-                3 | 4 => tar.symlink(name, other),
-                _ => tar.hardlink(name, other),
-            }
-        })
-    })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn privileged_no_archive_touches_anything_beside_the_root(tar in archive()) {
-        contained("a made-up archive", &tar);
-    }
 }
