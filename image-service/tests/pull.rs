@@ -47,6 +47,16 @@ async fn privileged_a_pulled_image_has_its_names_its_layers_and_its_blobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_snapshotter_that_copies_gets_layers_with_the_deleted_really_gone() {
+    let registry = TestRegistry::http().await;
+    let pushed = two_layers().push(&registry, "team/app", &["v1"]);
+    let node = Node::with(&registry, |config| config.default_snapshotter = "native".into()).await;
+    node.pull("registry.test/team/app:v1").await.unwrap();
+    assert_eq!(node.snapshots(), pushed.chain());
+    assert_eq!(node.files(), ["etc/name=above", "etc/name=below", "gone=x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_every_name_of_an_image_leads_to_the_same_and_removing_one_removes_all() {
     let registry = TestRegistry::http().await;
     let pushed = two_layers().push(&registry, "team/app", &["a", "b", "latest"]);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use snapshotter::{Kind, Labels, Overlayfs, OverlayfsOptions, Snapshotter};
+use snapshotter::{Kind, Labels, Native, Overlayfs, OverlayfsOptions, Snapshotter};
 use store::{Namespace, Store};
 use windlass_image_service::digest::Digest;
 use windlass_image_service::images::{Config, Image, Images, PullError, PullRequest};
@@ -23,7 +23,7 @@ pub(crate) struct Node {
     directory: tempfile::TempDir,
     hosts: TestHosts,
     store: Store,
-    snapshotter: Arc<Overlayfs>,
+    snapshotter: Arc<dyn Snapshotter>,
     config: Config,
 }
 
@@ -54,15 +54,9 @@ impl Node {
     async fn open(directory: tempfile::TempDir, hosts: TestHosts, config: Config) -> Node {
         let schemas = [snapshotter::SCHEMA, windlass_image_service::SCHEMA];
         let store = Store::open(&directory.path().join("windlass.db"), &schemas).unwrap();
-        let (root, rows) = (directory.path().join("snapshots"), store.clone());
-        let snapshotter = tokio::task::spawn_blocking(move || {
-            let overlayfs = Overlayfs::open(&root, rows, OverlayfsOptions::default()).unwrap();
-            overlayfs.sweep().unwrap();
-            Arc::new(overlayfs)
-        });
-        let snapshotter = snapshotter.await.unwrap();
-        let dynamic: Arc<dyn Snapshotter> = snapshotter.clone();
-        let snapshotters = BTreeMap::from([("overlayfs".to_owned(), dynamic)]);
+        let (root, rows, name) = (config.filesystem.clone(), store.clone(), config.default_snapshotter.clone());
+        let snapshotter = tokio::task::spawn_blocking(move || open_snapshotter(&name, &root, rows)).await.unwrap();
+        let snapshotters = BTreeMap::from([(config.default_snapshotter.clone(), Arc::clone(&snapshotter))]);
         let images = Images::open(config.clone(), store.clone(), snapshotters).await.unwrap();
         Node { images, ns: Namespace::k8s(), directory, hosts, store, snapshotter, config }
     }
@@ -129,7 +123,9 @@ impl Node {
         let mut found: Vec<String> = files_below(&root)
             .into_iter()
             .map(|name| {
-                let shown = name.split_once("/fs/").unwrap().1.to_owned();
+                // `<id>/fs/<name>`, or `<id>/<name>` where layers are whole copies.
+                let (_, shown) = name.split_once('/').unwrap();
+                let shown = shown.strip_prefix("fs/").unwrap_or(shown).to_owned();
                 match fs::symlink_metadata(root.join(&name)).unwrap().is_file() {
                     true => format!("{shown}={}", fs::read_to_string(root.join(&name)).unwrap()),
                     false => shown,
@@ -165,6 +161,17 @@ impl Node {
     fn content(&self) -> PathBuf {
         self.directory.path().join("io.containerd.content.v1.content")
     }
+}
+
+fn open_snapshotter(name: &str, root: &Path, rows: Store) -> Arc<dyn Snapshotter> {
+    if name == "native" {
+        let native = Native::open(root, rows).unwrap();
+        native.sweep().unwrap();
+        return Arc::new(native);
+    }
+    let overlayfs = Overlayfs::open(root, rows, OverlayfsOptions::default()).unwrap();
+    overlayfs.sweep().unwrap();
+    Arc::new(overlayfs)
 }
 
 pub(crate) struct Recipe {
