@@ -1,3 +1,43 @@
-//! stub
+//! The gRPC server on the daemon's unix socket.
+
 pub(crate) mod authority;
 pub(crate) mod socket;
+
+use std::io;
+
+use api::cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer};
+use futures_util::stream;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::{
+    config::Grpc,
+    cri::Cri,
+    serve::{
+        authority::Connection,
+        socket::{Owner, accept},
+    },
+};
+
+/// Serves CRI until `shutdown`, then lets the calls that run have their answers.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    grpc: &Grpc,
+    cri: Cri,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let owner = Owner { uid: grpc.uid, gid: grpc.gid };
+    let (receive, send) = (grpc.max_recv_message_size, grpc.max_send_message_size);
+    let connections = stream::unfold(listener, move |listener| async move {
+        let accepted: io::Result<Connection> = accept(&listener, owner).await.map(Connection::new);
+        Some((accepted, listener))
+    });
+    Server::builder()
+        .add_service(
+            RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(receive).max_encoding_message_size(send),
+        )
+        .add_service(ImageServiceServer::new(cri).max_decoding_message_size(receive).max_encoding_message_size(send))
+        .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
+        .await
+}

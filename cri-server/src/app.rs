@@ -1,0 +1,189 @@
+//! The composition root: builds every part once, in order, and takes them down in reverse. No registry, no globals.
+//!
+//! ```text
+//! directories → store → snapshotters → images → pods (recovery) → streaming → sockets → serve … drain
+//! ```
+//!
+//! The socket is bound after recovery, so no client ever sees a half-loaded list.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use image_service::images::{self, Images};
+use sandbox::{Pods, launcher::ShimLauncher, network::Cni};
+use snapshotter::{Native, Overlayfs, OverlayfsOptions, Snapshotter};
+use store::{Namespace, Store};
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    cri::Cri,
+    serve::{self, socket},
+    streaming::Streaming,
+    wiring,
+};
+
+/// Why the daemon could not start, or had to stop.
+#[derive(Debug, Error)]
+pub(crate) enum AppError {
+    #[error(
+        "{} holds a containerd database ({}); it is left alone: set another root in the configuration (root = \"/var/lib/windlass\"), \
+         or drain the node and move the directory away", root.display(), file.display()
+    )]
+    ContainerdRoot { root: PathBuf, file: PathBuf },
+    #[error("prepare directory {}", path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("snapshotter {name:?} is not one of: {known}")]
+    UnknownSnapshotter { name: String, known: String },
+    #[error("opening the stored state was aborted")]
+    Aborted(#[source] tokio::task::JoinError),
+    #[error("open the store")]
+    Store(#[from] store::Error),
+    #[error("open snapshotter {name}")]
+    Snapshotter { name: &'static str, source: snapshotter::Error },
+    #[error("open the image store")]
+    Images(#[source] images::Error),
+    #[error("recover pods and containers")]
+    Pods(#[source] sandbox::Error),
+    #[error("serve streams")]
+    Streaming(#[source] io::Error),
+    #[error(transparent)]
+    Socket(#[from] socket::SocketError),
+    #[error("serve gRPC")]
+    Serve(#[from] tonic::transport::Error),
+    #[error("watch for signals")]
+    Signals(#[source] io::Error),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. Containers and their shims go on after it.
+pub(crate) async fn run(config: Config) -> Result<(), AppError> {
+    // One crypto provider for the whole process; a second call answers Err with the one installed, which is the same.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a crypto provider is already installed");
+    }
+    refuse_containerd_root(&config.root)?;
+    prepare_directories(&config)?;
+    adjust_oom_score(config.oom_score);
+
+    let (store, snapshotters, config) = tokio::task::spawn_blocking(move || {
+        let schemas = [snapshotter::SCHEMA, image_service::SCHEMA, sandbox::SCHEMA];
+        let store = Store::open(&config.root.join("windlass.db"), &schemas)?;
+        let snapshotters = open_snapshotters(&config, &store)?;
+        Ok::<_, AppError>((store, snapshotters, config))
+    })
+    .await
+    .map_err(AppError::Aborted)??;
+    let images =
+        Images::open(wiring::images(&config), store.clone(), snapshotters.clone()).await.map_err(AppError::Images)?;
+    let sandbox = wiring::sandbox(&config);
+    let network = Arc::new(Cni::new(wiring::cni(&config)));
+    let launcher = Arc::new(ShimLauncher::new(sandbox.clone()));
+    let pods = Pods::open(sandbox, store.clone(), snapshotters, network, launcher).await.map_err(AppError::Pods)?;
+    let streaming = Streaming::bind(&config.streaming, pods.clone()).await.map_err(AppError::Streaming)?;
+    let owner = socket::Owner { uid: config.grpc.uid, gid: config.grpc.gid };
+    let listener = socket::bind(&config.grpc.address, owner)?;
+    let events = socket::bind(&config.ttrpc_address, owner)?;
+
+    let shutdown = CancellationToken::new();
+    let config = Arc::new(config);
+    let cri = Cri {
+        pods: pods.clone(),
+        images: images.clone(),
+        streaming: streaming.clone(),
+        config: config.clone(),
+        namespace: Namespace::k8s(),
+    };
+    let streams = tokio::spawn(streaming.serve(shutdown.clone()));
+    let events = tokio::spawn(sandbox::events::serve(events, shutdown.clone()));
+    let signals = tokio::spawn(stop_on_signal(shutdown.clone()).map_err(AppError::Signals)?);
+    tracing::info!(socket = %config.grpc.address.display(), version = crate::VERSION, "serving");
+    let served = serve::serve(listener, &config.grpc, cri, shutdown.clone()).await;
+
+    shutdown.cancel();
+    signals.abort();
+    if let Err(error) = streams.await {
+        tracing::error!(%error, "the streaming server ended badly");
+    }
+    match events.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the socket for shims' events failed"),
+        Err(error) => tracing::error!(%error, "the server of shims' events ended badly"),
+    }
+    images.shutdown().await;
+    pods.shutdown().await;
+    store.close().await?;
+    tracing::info!("stopped; containers go on");
+    Ok(served?)
+}
+
+/// A root that containerd wrote is never touched without being asked: its metadata would be lost to it.
+fn refuse_containerd_root(root: &Path) -> Result<(), AppError> {
+    let file = root.join("io.containerd.metadata.v1.bolt/meta.db");
+    if file.exists() { Err(AppError::ContainerdRoot { root: root.to_owned(), file }) } else { Ok(()) }
+}
+
+/// The modes are containerd's: what is stored is root's alone, the state can be passed through by mapped users.
+fn prepare_directories(config: &Config) -> Result<(), AppError> {
+    for (path, mode) in [(&config.root, 0o700), (&config.state, 0o711)] {
+        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+        made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+            .map_err(|source| AppError::Directory { path: path.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// Best effort by nature: lowering one's own score needs CAP_SYS_RESOURCE, and the daemon runs as well without.
+fn adjust_oom_score(score: i32) {
+    if score == 0 {
+        return;
+    }
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::warn!(score, %error, "cannot set the daemon's oom_score_adj");
+    }
+}
+
+fn open_snapshotters(config: &Config, store: &Store) -> Result<BTreeMap<String, Arc<dyn Snapshotter>>, AppError> {
+    let failed = |name: &'static str| move |source| AppError::Snapshotter { name, source };
+    let root = |name: &str| wiring::snapshotter_root(config, name);
+    let overlayfs = Overlayfs::open(&root("overlayfs"), store.clone(), OverlayfsOptions::default())
+        .map_err(failed("overlayfs"))?;
+    let native = Native::open(&root("native"), store.clone()).map_err(failed("native"))?;
+    for (name, swept) in [("overlayfs", overlayfs.sweep()), ("native", native.sweep())] {
+        let swept = swept.map_err(failed(name))?;
+        if swept.rows + swept.directories > 0 {
+            tracing::info!(snapshotter = name, rows = swept.rows, directories = swept.directories, "swept half-made snapshots");
+        }
+    }
+    let all = BTreeMap::from([
+        ("overlayfs".to_owned(), Arc::new(overlayfs) as Arc<dyn Snapshotter>),
+        ("native".to_owned(), Arc::new(native) as Arc<dyn Snapshotter>),
+    ]);
+    let named = config.runtime.handlers.values().filter_map(|handler| handler.snapshotter.as_ref());
+    for name in named.chain([&config.images.snapshotter]) {
+        if !all.contains_key(name) {
+            let known = all.keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(AppError::UnknownSnapshotter { name: name.clone(), known });
+        }
+    }
+    Ok(all)
+}
+
+/// SIGTERM and SIGINT end the daemon; both are caught before the socket accepts anyone.
+fn stop_on_signal(shutdown: CancellationToken) -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+        shutdown.cancel();
+    })
+}

@@ -1,0 +1,103 @@
+//! CreateContainer, StartContainer, StopContainer, RemoveContainer, ContainerStatus, ReopenContainerLog.
+
+use std::{collections::HashMap, time::Duration};
+
+use api::cri;
+use sandbox::model::{ContainerState, ContainerView};
+use serde_json::json;
+use tonic::Status;
+
+use super::{
+    Cri,
+    convert::{container::parse_container, image::to_sandbox_image, invalid, parse_name, required, status::to_container_status},
+    errors::sandbox_status,
+};
+
+impl Cri {
+    pub(super) async fn create_container(
+        &self,
+        request: cri::CreateContainerRequest,
+    ) -> Result<cri::CreateContainerResponse, Status> {
+        let pod = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
+        required(request.sandbox_config, "sandbox_config")?;
+        let (spec, image) = parse_container(required(request.config, "config")?)?;
+        // An image is never pulled here: the kubelet has pulled it, or its policy is Never.
+        let Some(found) = self.images.resolve(&self.namespace, &image) else {
+            return Err(Status::not_found(format!("image {image:?} is not on the node; pull it first")));
+        };
+        let id = self
+            .pods
+            .create_container(&pod, spec, to_sandbox_image(&found, image))
+            .await
+            .map_err(sandbox_status)?;
+        Ok(cri::CreateContainerResponse { container_id: id.to_string() })
+    }
+
+    pub(super) async fn start_container(
+        &self,
+        request: cri::StartContainerRequest,
+    ) -> Result<cri::StartContainerResponse, Status> {
+        let id = parse_name(request.container_id, "container_id")?;
+        self.pods.start_container(&id).await.map_err(sandbox_status)?;
+        Ok(cri::StartContainerResponse {})
+    }
+
+    pub(super) async fn stop_container(
+        &self,
+        request: cri::StopContainerRequest,
+    ) -> Result<cri::StopContainerResponse, Status> {
+        let id = parse_name(request.container_id, "container_id")?;
+        let seconds = u64::try_from(request.timeout)
+            .map_err(|_| invalid("timeout", format_args!("{} seconds is negative", request.timeout)))?;
+        self.pods.stop_container(&id, Duration::from_secs(seconds)).await.map_err(sandbox_status)?;
+        Ok(cri::StopContainerResponse {})
+    }
+
+    pub(super) async fn remove_container(
+        &self,
+        request: cri::RemoveContainerRequest,
+    ) -> Result<cri::RemoveContainerResponse, Status> {
+        let id = parse_name(request.container_id, "container_id")?;
+        self.pods.remove_container(&id).await.map_err(sandbox_status)?;
+        Ok(cri::RemoveContainerResponse {})
+    }
+
+    pub(super) async fn reopen_log(
+        &self,
+        request: cri::ReopenContainerLogRequest,
+    ) -> Result<cri::ReopenContainerLogResponse, Status> {
+        let id = parse_name(request.container_id, "container_id")?;
+        self.pods.reopen_log(&id).await.map_err(sandbox_status)?;
+        Ok(cri::ReopenContainerLogResponse {})
+    }
+
+    pub(super) fn container_status(
+        &self,
+        request: cri::ContainerStatusRequest,
+    ) -> Result<cri::ContainerStatusResponse, Status> {
+        let id = parse_name(request.container_id, "container_id")?;
+        let container = self.pods.container(&id).map_err(sandbox_status)?;
+        Ok(cri::ContainerStatusResponse {
+            status: Some(to_container_status(&container)),
+            info: if request.verbose { self.container_info(&container) } else { HashMap::new() },
+        })
+    }
+
+    /// The keys under `info` that tools read of containerd's verbose status.
+    fn container_info(&self, container: &ContainerView) -> HashMap<String, String> {
+        let pid = match &container.state {
+            ContainerState::Running { pid, .. } => *pid,
+            ContainerState::Created | ContainerState::Exited { .. } | ContainerState::Unknown => 0,
+        };
+        let info = json!({
+            "sandboxID": container.pod.as_str(),
+            "pid": pid,
+            "removing": false,
+            "snapshotKey": container.id.as_str(),
+            "snapshotter": self.config.images.snapshotter,
+            "config": container.spec,
+            "runtimeSpec": container.oci_spec,
+        });
+        HashMap::from([("info".to_owned(), info.to_string())])
+    }
+}

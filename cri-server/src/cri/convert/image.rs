@@ -1,0 +1,77 @@
+//! Images as CRI shows them, and as `sandbox` takes them.
+
+use api::cri;
+use image_service::{images::Image, registry::Credentials};
+use sandbox::model;
+
+/// Credentials for this pull only; `None` when the client set nothing.
+pub(in crate::cri) fn parse_credentials(auth: Option<cri::AuthConfig>) -> Option<Credentials> {
+    let auth = auth.filter(|auth| *auth != cri::AuthConfig::default())?;
+    Some(Credentials {
+        username: auth.username,
+        password: auth.password,
+        identity_token: auth.identity_token,
+        registry_token: auth.registry_token,
+        auth: auth.auth,
+        server_address: auth.server_address,
+    })
+}
+
+/// What a pod or a container is made from; `requested` is what the client wrote.
+pub(in crate::cri) fn to_sandbox_image(image: &Image, requested: String) -> model::Image {
+    model::Image {
+        requested,
+        id: image.id.to_string(),
+        name: image.tags.first().cloned().unwrap_or_else(|| image.id.to_string()),
+        chain_id: image.chain_id.clone(),
+        config: image.config.clone(),
+    }
+}
+
+pub(in crate::cri) fn to_image(image: &Image) -> cri::Image {
+    let user = image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
+    let (uid, username) = to_user(&user);
+    cri::Image {
+        id: image.id.to_string(),
+        repo_tags: image.tags.clone(),
+        repo_digests: image.digests.clone(),
+        size: image.size,
+        uid,
+        username,
+        spec: None,
+        pinned: image.pinned,
+    }
+}
+
+/// `USER` of an image: a numeric user is a uid, any other a name, never both; the group part is not shown.
+fn to_user(user: &str) -> (Option<cri::Int64Value>, String) {
+    let name = user.split(':').next().unwrap_or_default();
+    match name.parse::<i64>() {
+        Ok(value) => (Some(cri::Int64Value { value }), String::new()),
+        Err(_) => (None, name.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_a_uid_or_a_name() {
+        let check = |user: &str, uid: Option<i64>, name: &str| {
+            assert_eq!(to_user(user), (uid.map(|value| cri::Int64Value { value }), name.to_owned()), "{user}");
+        };
+        check("", None, "");
+        check("1002", Some(1002), "");
+        check("1002:5", Some(1002), "");
+        check("www-data:100", None, "www-data");
+    }
+
+    #[test]
+    fn empty_credentials_are_none() {
+        assert!(parse_credentials(None).is_none());
+        assert!(parse_credentials(Some(cri::AuthConfig::default())).is_none());
+        let auth = cri::AuthConfig { username: "u".into(), ..Default::default() };
+        assert_eq!(parse_credentials(Some(auth)).unwrap().username, "u");
+    }
+}

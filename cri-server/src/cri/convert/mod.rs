@@ -1,0 +1,183 @@
+//! Between CRI's messages and the domain: `parse_*` checks and can fail, `to_*` cannot.
+//!
+//! A failure is [`Status`] InvalidArgument that names the field as the client wrote it.
+
+pub(super) mod container;
+pub(super) mod image;
+pub(super) mod pod;
+pub(super) mod security;
+pub(super) mod status;
+
+use std::{
+    collections::HashMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use api::cri;
+use sandbox::model::{Resources, StringMap};
+use tonic::Status;
+
+/// InvalidArgument about `field`.
+pub(super) fn invalid(field: &str, what: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(format!("{field}: {what}"))
+}
+
+/// The message that a client must set.
+pub(super) fn required<T>(value: Option<T>, field: &str) -> Result<T, Status> {
+    value.ok_or_else(|| invalid(field, "is required"))
+}
+
+/// Text that ends up in file names, mounts or plugins: no NUL, which none of them can carry.
+pub(super) fn parse_text(text: String, field: &str) -> Result<String, Status> {
+    if text.contains('\0') { Err(invalid(field, "must not contain a NUL byte")) } else { Ok(text) }
+}
+
+/// Text that must say something.
+pub(super) fn parse_name(text: String, field: &str) -> Result<String, Status> {
+    if text.is_empty() {
+        return Err(invalid(field, "must not be empty"));
+    }
+    parse_text(text, field)
+}
+
+/// A name that becomes part of a path or of a stored key: one line, no separators, at most 253 bytes as in Kubernetes.
+pub(super) fn parse_identifier(text: String, field: &str) -> Result<String, Status> {
+    let text = parse_name(text, field)?;
+    if text.len() > 253 {
+        return Err(invalid(field, format_args!("is {} bytes long, at most 253 are allowed", text.len())));
+    }
+    if text == "." || text == ".." || text.chars().any(|c| c == '/' || c.is_control()) {
+        return Err(invalid(field, format_args!("{text:?} must not contain slashes or control characters")));
+    }
+    Ok(text)
+}
+
+/// An enum's value, which protobuf leaves open.
+pub(super) fn parse_enum<T: TryFrom<i32>>(value: i32, field: &str) -> Result<T, Status> {
+    T::try_from(value).map_err(|_| invalid(field, format_args!("unknown value {value}")))
+}
+
+pub(super) fn parse_map(map: HashMap<String, String>, field: &str) -> Result<StringMap, Status> {
+    map.into_iter().map(|(key, value)| Ok((parse_text(key, field)?, parse_text(value, field)?))).collect()
+}
+
+pub(super) fn to_map(map: &StringMap) -> HashMap<String, String> {
+    map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// A uid or gid, which CRI carries in 64 bits and the kernel in 32, with the last value reserved for "no change".
+pub(super) fn parse_id(value: i64, field: &str) -> Result<u32, Status> {
+    match u32::try_from(value) {
+        Ok(id) if id != u32::MAX => Ok(id),
+        _ => Err(invalid(field, format_args!("{value} is not between 0 and 4294967294"))),
+    }
+}
+
+/// Nanoseconds since the epoch, as all of CRI counts time.
+pub(super) fn to_nanoseconds(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        // A clock before 1970 shows as the epoch itself: CRI clients take zero for "unset", so it is one nanosecond past.
+        Err(_) => 1,
+    }
+}
+
+pub(super) fn parse_resources(linux: cri::LinuxContainerResources, field: &str) -> Result<Resources, Status> {
+    for (value, name) in [
+        (linux.cpu_period, "cpu_period"),
+        (linux.cpu_shares, "cpu_shares"),
+        (linux.memory_limit_in_bytes, "memory_limit_in_bytes"),
+    ] {
+        if value < 0 {
+            return Err(invalid(&format!("{field}.{name}"), format_args!("{value} is negative")));
+        }
+    }
+    if !(-1000..=1000).contains(&linux.oom_score_adj) {
+        let what = format_args!("{} is not between -1000 and 1000", linux.oom_score_adj);
+        return Err(invalid(&format!("{field}.oom_score_adj"), what));
+    }
+    Ok(Resources {
+        cpu_period: linux.cpu_period,
+        cpu_quota: linux.cpu_quota,
+        cpu_shares: linux.cpu_shares,
+        cpuset_cpus: parse_text(linux.cpuset_cpus, &format!("{field}.cpuset_cpus"))?,
+        cpuset_mems: parse_text(linux.cpuset_mems, &format!("{field}.cpuset_mems"))?,
+        memory_limit: linux.memory_limit_in_bytes,
+        memory_swap_limit: linux.memory_swap_limit_in_bytes,
+        oom_score_adj: linux.oom_score_adj,
+        hugepage_limits: linux.hugepage_limits.into_iter().map(|limit| (limit.page_size, limit.limit)).collect(),
+        unified: parse_map(linux.unified, &format!("{field}.unified"))?,
+    })
+}
+
+pub(super) fn to_resources(resources: &Resources) -> cri::LinuxContainerResources {
+    cri::LinuxContainerResources {
+        cpu_period: resources.cpu_period,
+        cpu_quota: resources.cpu_quota,
+        cpu_shares: resources.cpu_shares,
+        memory_limit_in_bytes: resources.memory_limit,
+        oom_score_adj: resources.oom_score_adj,
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
+        hugepage_limits: resources
+            .hugepage_limits
+            .iter()
+            .map(|(page_size, limit)| cri::HugepageLimit { page_size: page_size.clone(), limit: *limit })
+            .collect(),
+        unified: to_map(&resources.unified),
+        memory_swap_limit_in_bytes: resources.memory_swap_limit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identifier_is_one_short_line_without_slashes() {
+        let check = |text: &str, ok: bool| assert_eq!(parse_identifier(text.into(), "f").is_ok(), ok, "{text:?}");
+        check("web-0", true);
+        check("a.b", true);
+        check(&"x".repeat(253), true);
+        for bad in ["", ".", "..", "a/b", "a\nb", "a\0b", &"x".repeat(254)] {
+            check(bad, false);
+        }
+        let status = parse_identifier("a/b".into(), "config.metadata.name").unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert_eq!(
+            status.message(),
+            "config.metadata.name: \"a/b\" must not contain slashes or control characters"
+        );
+    }
+
+    #[test]
+    fn ids_are_the_kernels() {
+        assert_eq!(parse_id(0, "f").unwrap(), 0);
+        assert_eq!(parse_id(4_294_967_294, "f").unwrap(), 4_294_967_294);
+        for bad in [-1, 4_294_967_295, i64::MAX] {
+            assert!(parse_id(bad, "f").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn resources_survive_the_way_in_and_out() {
+        let sent = cri::LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: -1,
+            cpu_shares: 512,
+            memory_limit_in_bytes: 1 << 30,
+            oom_score_adj: -998,
+            cpuset_cpus: "0-1".into(),
+            cpuset_mems: "0".into(),
+            hugepage_limits: vec![cri::HugepageLimit { page_size: "2MB".into(), limit: 4 }],
+            unified: HashMap::from([("memory.high".to_owned(), "max".to_owned())]),
+            memory_swap_limit_in_bytes: 2 << 30,
+        };
+        assert_eq!(to_resources(&parse_resources(sent.clone(), "f").unwrap()), sent);
+        let negative = cri::LinuxContainerResources { memory_limit_in_bytes: -5, ..sent };
+        assert_eq!(
+            parse_resources(negative, "linux.resources").unwrap_err().message(),
+            "linux.resources.memory_limit_in_bytes: -5 is negative"
+        );
+    }
+}

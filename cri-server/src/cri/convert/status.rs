@@ -1,0 +1,147 @@
+//! Views as CRI's statuses and list items.
+
+use api::cri;
+use sandbox::model::{ContainerState, ContainerView, PodState, PodView, Propagation, VolumeMount};
+
+use super::{
+    container::to_stop_signal,
+    security::{to_mapping, to_namespaces},
+    to_map, to_nanoseconds, to_resources,
+};
+
+fn to_pod_metadata(pod: &PodView) -> cri::PodSandboxMetadata {
+    let name = pod.spec.name.clone();
+    cri::PodSandboxMetadata { name: name.name, uid: name.uid, namespace: name.namespace, attempt: name.attempt }
+}
+
+pub(in crate::cri) fn to_pod_state(state: PodState) -> cri::PodSandboxState {
+    match state {
+        PodState::Ready => cri::PodSandboxState::SandboxReady,
+        PodState::NotReady => cri::PodSandboxState::SandboxNotready,
+    }
+}
+
+pub(in crate::cri) fn to_pod_status(pod: &PodView) -> cri::PodSandboxStatus {
+    let mut ips = pod.ips.iter().cloned();
+    cri::PodSandboxStatus {
+        id: pod.id.to_string(),
+        metadata: Some(to_pod_metadata(pod)),
+        state: to_pod_state(pod.state) as i32,
+        created_at: to_nanoseconds(pod.created_at),
+        network: Some(cri::PodSandboxNetworkStatus {
+            ip: ips.next().unwrap_or_default(),
+            additional_ips: ips.map(|ip| cri::PodIp { ip }).collect(),
+        }),
+        linux: Some(cri::LinuxPodSandboxStatus {
+            namespaces: Some(cri::Namespace { options: Some(to_namespaces(&pod.spec.namespaces)) }),
+        }),
+        labels: to_map(&pod.spec.labels),
+        annotations: to_map(&pod.spec.annotations),
+        runtime_handler: pod.spec.handler.clone(),
+    }
+}
+
+pub(in crate::cri) fn to_pod_item(pod: &PodView) -> cri::PodSandbox {
+    cri::PodSandbox {
+        id: pod.id.to_string(),
+        metadata: Some(to_pod_metadata(pod)),
+        state: to_pod_state(pod.state) as i32,
+        created_at: to_nanoseconds(pod.created_at),
+        labels: to_map(&pod.spec.labels),
+        annotations: to_map(&pod.spec.annotations),
+        runtime_handler: pod.spec.handler.clone(),
+    }
+}
+
+fn to_container_metadata(container: &ContainerView) -> cri::ContainerMetadata {
+    let name = container.spec.name.clone();
+    cri::ContainerMetadata { name: name.name, attempt: name.attempt }
+}
+
+pub(in crate::cri) fn to_container_state(state: &ContainerState) -> cri::ContainerState {
+    match state {
+        ContainerState::Created => cri::ContainerState::ContainerCreated,
+        ContainerState::Running { .. } => cri::ContainerState::ContainerRunning,
+        ContainerState::Exited { .. } => cri::ContainerState::ContainerExited,
+        ContainerState::Unknown => cri::ContainerState::ContainerUnknown,
+    }
+}
+
+pub(in crate::cri) fn to_container_item(container: &ContainerView) -> cri::Container {
+    cri::Container {
+        id: container.id.to_string(),
+        pod_sandbox_id: container.pod.to_string(),
+        metadata: Some(to_container_metadata(container)),
+        image: Some(cri::ImageSpec { image: container.image.requested.clone(), ..Default::default() }),
+        image_ref: container.image.id.clone(),
+        state: to_container_state(&container.state) as i32,
+        created_at: to_nanoseconds(container.created_at),
+        labels: to_map(&container.spec.labels),
+        annotations: to_map(&container.spec.annotations),
+        image_id: container.image.id.clone(),
+    }
+}
+
+/// Only the times that the state has are set; the others stay 0.
+pub(in crate::cri) fn to_container_status(container: &ContainerView) -> cri::ContainerStatus {
+    let spec = &container.spec;
+    let mut status = cri::ContainerStatus {
+        id: container.id.to_string(),
+        metadata: Some(to_container_metadata(container)),
+        state: to_container_state(&container.state) as i32,
+        created_at: to_nanoseconds(container.created_at),
+        image: Some(cri::ImageSpec {
+            image: container.image.name.clone(),
+            user_specified_image: container.image.requested.clone(),
+            ..Default::default()
+        }),
+        image_ref: container.image.id.clone(),
+        image_id: container.image.id.clone(),
+        labels: to_map(&spec.labels),
+        annotations: to_map(&spec.annotations),
+        mounts: spec.mounts.iter().map(to_mount).collect(),
+        log_path: container.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        resources: Some(cri::ContainerResources { linux: Some(to_resources(&spec.resources)), windows: None }),
+        user: Some(cri::ContainerUser {
+            linux: Some(cri::LinuxContainerUser {
+                uid: container.user.uid.into(),
+                gid: container.user.gid.into(),
+                supplemental_groups: container.user.supplemental_groups.iter().map(|gid| (*gid).into()).collect(),
+            }),
+        }),
+        stop_signal: spec.stop_signal.as_deref().map_or(cri::Signal::RuntimeDefault, to_stop_signal) as i32,
+        ..Default::default()
+    };
+    match &container.state {
+        ContainerState::Created | ContainerState::Unknown => {}
+        ContainerState::Running { started_at, .. } => status.started_at = to_nanoseconds(*started_at),
+        ContainerState::Exited { started_at, exit } => {
+            status.started_at = started_at.map(to_nanoseconds).unwrap_or_default();
+            status.finished_at = to_nanoseconds(exit.at);
+            status.exit_code = exit.code;
+            status.reason = exit.reason.clone();
+            status.message = exit.message.clone();
+        }
+    }
+    status
+}
+
+fn to_mount(mount: &VolumeMount) -> cri::Mount {
+    let propagation = match mount.propagation {
+        Propagation::Private => cri::MountPropagation::PropagationPrivate,
+        Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
+        Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
+    };
+    cri::Mount {
+        container_path: mount.container_path.clone(),
+        host_path: mount.host_path.clone(),
+        readonly: mount.readonly,
+        selinux_relabel: mount.selinux_relabel,
+        propagation: propagation as i32,
+        uid_mappings: mount.uid_mappings.iter().map(to_mapping).collect(),
+        gid_mappings: mount.gid_mappings.iter().map(to_mapping).collect(),
+        recursive_read_only: mount.recursive_readonly,
+        image: None,
+        image_sub_path: String::new(),
+    }
+}

@@ -1,0 +1,49 @@
+//! Errors of the domain as gRPC statuses, one code a variant. The message carries the whole chain on one line, since that is
+//! all the kubelet shows in an event.
+
+use std::error::Error as StdError;
+
+use image_service::images::{Error as ImagesError, PullError};
+use tonic::Status;
+
+pub(super) fn sandbox_status(error: sandbox::Error) -> Status {
+    let text = error.chain();
+    match error {
+        sandbox::Error::NotFound { .. } => Status::not_found(text),
+        sandbox::Error::AlreadyExists(_) => Status::already_exists(text),
+        sandbox::Error::Invalid(_) => Status::invalid_argument(text),
+        sandbox::Error::Precondition(_) => Status::failed_precondition(text),
+        sandbox::Error::Unavailable(_) => Status::unavailable(text),
+        sandbox::Error::Deadline(_) => Status::deadline_exceeded(text),
+        sandbox::Error::Unsupported(_) => Status::unimplemented(text),
+        sandbox::Error::Failed { .. } => Status::unknown(text),
+    }
+}
+
+/// The kubelet recognises an unreachable registry by the text's start (cri-api `pkg/errors`), in an error of code Unknown.
+pub(super) fn pull_status(error: PullError) -> Status {
+    let text = chain(&error);
+    match error {
+        PullError::Reference { .. } => Status::invalid_argument(text),
+        PullError::NotFound(_) => Status::not_found(text),
+        PullError::Unavailable(_) | PullError::Stalled { .. } => Status::unknown(format!("RegistryUnavailable: {text}")),
+        PullError::Registry(_) | PullError::Manifest { .. } | PullError::Failed { .. } => Status::unknown(text),
+        PullError::Cancelled(_) => Status::cancelled(text),
+    }
+}
+
+pub(super) fn image_status(error: ImagesError) -> Status {
+    Status::unknown(chain(&error))
+}
+
+/// The error and its causes on one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

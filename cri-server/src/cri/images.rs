@@ -1,0 +1,73 @@
+//! ListImages, ImageStatus, PullImage, RemoveImage, ImageFsInfo.
+
+use std::collections::HashMap;
+
+use ::image_service::images::PullRequest;
+use api::cri;
+use serde_json::json;
+use tonic::Status;
+
+use super::{
+    Cri,
+    convert::{
+        image::{parse_credentials, to_image},
+        parse_name, required, to_nanoseconds,
+    },
+    errors::{image_status, pull_status},
+};
+
+impl Cri {
+    pub(super) fn list_images(&self, request: cri::ListImagesRequest) -> cri::ListImagesResponse {
+        let wanted = request.filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
+        let images = if wanted.is_empty() {
+            self.images.list(&self.namespace)
+        } else {
+            self.images.resolve(&self.namespace, &wanted).into_iter().collect()
+        };
+        cri::ListImagesResponse { images: images.iter().map(|image| to_image(image)).collect() }
+    }
+
+    /// An unknown image is an empty answer, not an error: the kubelet asks before it pulls.
+    pub(super) fn image_status(&self, request: cri::ImageStatusRequest) -> Result<cri::ImageStatusResponse, Status> {
+        let name = parse_name(required(request.image, "image")?.image, "image.image")?;
+        let Some(image) = self.images.resolve(&self.namespace, &name) else {
+            return Ok(cri::ImageStatusResponse::default());
+        };
+        let mut info = HashMap::new();
+        if request.verbose {
+            info.insert("info".to_owned(), json!({"chainID": image.chain_id, "imageSpec": image.config}).to_string());
+        }
+        Ok(cri::ImageStatusResponse { image: Some(to_image(&image)), info })
+    }
+
+    pub(super) async fn pull_image(&self, request: cri::PullImageRequest) -> Result<cri::PullImageResponse, Status> {
+        let image = required(request.image, "image")?;
+        let handler = if request.sandbox_config.is_some() { image.runtime_handler.as_str() } else { "" };
+        let request = PullRequest {
+            namespace: self.namespace.clone(),
+            reference: parse_name(image.image, "image.image")?,
+            credentials: parse_credentials(request.auth),
+            snapshotter: self.config.runtime.handlers.get(handler).and_then(|handler| handler.snapshotter.clone()),
+        };
+        let pulled = self.images.pull(request).await.map_err(pull_status)?;
+        Ok(cri::PullImageResponse { image_ref: pulled.id.to_string() })
+    }
+
+    pub(super) async fn remove_image(&self, request: cri::RemoveImageRequest) -> Result<cri::RemoveImageResponse, Status> {
+        let name = parse_name(required(request.image, "image")?.image, "image.image")?;
+        self.images.remove(&self.namespace, &name).await.map_err(image_status)?;
+        Ok(cri::RemoveImageResponse {})
+    }
+
+    /// Images and writable layers share the snapshotter's file system, so both lists name it.
+    pub(super) fn image_fs_info(&self) -> cri::ImageFsInfoResponse {
+        let usage = self.images.filesystem();
+        let usage = cri::FilesystemUsage {
+            timestamp: to_nanoseconds(usage.timestamp),
+            fs_id: Some(cri::FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
+            used_bytes: Some(cri::UInt64Value { value: usage.used_bytes }),
+            inodes_used: Some(cri::UInt64Value { value: usage.inodes_used }),
+        };
+        cri::ImageFsInfoResponse { image_filesystems: vec![usage.clone()], container_filesystems: vec![usage] }
+    }
+}

@@ -1,0 +1,36 @@
+//! CRI v1: the RPCs, one file a noun. Each parses its request, asks `sandbox` or `image-service`, and answers.
+//!
+//! Nothing here holds state or performs an effect: a handler that tonic drops, because its client gave up, drops only the
+//! wait for an answer. What is not built answers Unimplemented.
+
+mod containers;
+mod convert;
+mod errors;
+mod exec;
+mod image_service;
+mod images;
+mod list;
+mod node;
+mod pods;
+mod runtime_service;
+
+use std::sync::Arc;
+
+use ::image_service::images::Images;
+use sandbox::Pods;
+use store::Namespace;
+
+pub(crate) use errors::chain;
+
+use crate::{config::Config, streaming::Streaming};
+
+/// What all RPCs work on. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Cri {
+    pub(crate) pods: Pods,
+    pub(crate) images: Images,
+    pub(crate) streaming: Streaming,
+    pub(crate) config: Arc<Config>,
+    /// `k8s.io`, for everything that CRI makes.
+    pub(crate) namespace: Namespace,
+}

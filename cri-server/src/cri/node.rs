@@ -1,0 +1,85 @@
+//! Version, Status, RuntimeConfig, UpdateRuntimeConfig: the node itself.
+
+use std::collections::HashMap;
+
+use api::cri;
+use serde_json::json;
+
+use super::Cri;
+
+impl Cri {
+    /// Four fields, all of which the kubelet requires. The name is containerd's, because cAdvisor and monitoring tools
+    /// choose by it how they read containers; the version says who answers.
+    pub(super) fn version(&self) -> cri::VersionResponse {
+        cri::VersionResponse {
+            version: "0.1.0".to_owned(),
+            runtime_name: "containerd".to_owned(),
+            runtime_version: crate::VERSION.to_owned(),
+            runtime_api_version: "v1".to_owned(),
+        }
+    }
+
+    pub(super) async fn status(&self, request: cri::StatusRequest) -> cri::StatusResponse {
+        let network = self.pods.network_ready().await;
+        let condition = |kind: &str, status: bool, reason: &str, message: String| cri::RuntimeCondition {
+            r#type: kind.to_owned(),
+            status,
+            reason: reason.to_owned(),
+            message,
+        };
+        let network = match &network {
+            Ok(()) => condition("NetworkReady", true, "", String::new()),
+            Err(error) => {
+                let message = format!("Network plugin returns error: {}", error.chain());
+                condition("NetworkReady", false, "NetworkPluginNotReady", message)
+            }
+        };
+        let info = if request.verbose { self.node_info(&network) } else { HashMap::new() };
+        cri::StatusResponse {
+            status: Some(cri::RuntimeStatus {
+                conditions: vec![condition("RuntimeReady", true, "", String::new()), network],
+            }),
+            info,
+            runtime_handlers: self.handlers(),
+            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
+        }
+    }
+
+    /// Every handler by name, and the default one once more under the empty name. No feature is claimed that is not built.
+    fn handlers(&self) -> Vec<cri::RuntimeHandler> {
+        let features = Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false });
+        std::iter::once(String::new())
+            .chain(self.config.runtime.handlers.keys().cloned())
+            .map(|name| cri::RuntimeHandler { name, features })
+            .collect()
+    }
+
+    fn node_info(&self, network: &cri::RuntimeCondition) -> HashMap<String, String> {
+        let cni = &self.config.runtime.cni;
+        let config = json!({
+            "root": self.config.root,
+            "state": self.config.state,
+            "containerdEndpoint": self.config.grpc.address,
+            "snapshotter": self.config.images.snapshotter,
+            "sandboxImage": self.config.images.pause_image,
+            "defaultRuntimeName": self.config.runtime.default_handler,
+            "cni": {"binDirs": cni.bin_dirs, "confDir": cni.conf_dir, "maxConfNum": cni.max_conf_num},
+        });
+        let last = if network.status { "OK".to_owned() } else { network.message.clone() };
+        HashMap::from([
+            ("config".to_owned(), config.to_string()),
+            ("runtimeVersion".to_owned(), json!(crate::VERSION).to_string()),
+            ("lastCNILoadStatus".to_owned(), last),
+        ])
+    }
+
+    /// The kubelet adopts this driver, so it must be what the default handler's pods get.
+    pub(super) fn runtime_config(&self) -> cri::RuntimeConfigResponse {
+        let runtime = &self.config.runtime;
+        let systemd = runtime.handlers.get(&runtime.default_handler).is_some_and(|handler| handler.options.systemd_cgroup);
+        let driver = if systemd { cri::CgroupDriver::Systemd } else { cri::CgroupDriver::Cgroupfs };
+        cri::RuntimeConfigResponse {
+            linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 }),
+        }
+    }
+}

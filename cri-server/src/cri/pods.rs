@@ -1,0 +1,104 @@
+//! RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus.
+
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+
+use ::image_service::images::{Image, PullRequest};
+use api::cri;
+use sandbox::model::PodView;
+use serde_json::json;
+use tonic::Status;
+
+use super::{
+    Cri,
+    convert::{
+        image::to_sandbox_image,
+        parse_name,
+        pod::parse_pod,
+        required,
+        status::{to_container_status, to_pod_status},
+        to_nanoseconds,
+    },
+    errors::{pull_status, sandbox_status},
+};
+
+impl Cri {
+    pub(super) async fn run_pod(&self, request: cri::RunPodSandboxRequest) -> Result<cri::RunPodSandboxResponse, Status> {
+        let spec = parse_pod(required(request.config, "config")?, request.runtime_handler)?;
+        let pause = self.pause_image().await?;
+        let image = to_sandbox_image(&pause, self.config.images.pause_image.clone());
+        let id = self.pods.run(spec, image).await.map_err(sandbox_status)?;
+        Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+    }
+
+    /// The sandbox image, pulled now if the node does not have it yet.
+    async fn pause_image(&self) -> Result<Arc<Image>, Status> {
+        let reference = &self.config.images.pause_image;
+        if let Some(image) = self.images.resolve(&self.namespace, reference) {
+            return Ok(image);
+        }
+        let request = PullRequest {
+            namespace: self.namespace.clone(),
+            reference: reference.clone(),
+            credentials: None,
+            snapshotter: None,
+        };
+        self.images.pull(request).await.map_err(|error| {
+            let status = pull_status(error);
+            let what = format!("sandbox image {reference} is not on the node and cannot be pulled: {}", status.message());
+            Status::new(status.code(), what)
+        })
+    }
+
+    pub(super) async fn stop_pod(&self, request: cri::StopPodSandboxRequest) -> Result<cri::StopPodSandboxResponse, Status> {
+        let id = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
+        self.pods.stop(&id).await.map_err(sandbox_status)?;
+        Ok(cri::StopPodSandboxResponse {})
+    }
+
+    pub(super) async fn remove_pod(
+        &self,
+        request: cri::RemovePodSandboxRequest,
+    ) -> Result<cri::RemovePodSandboxResponse, Status> {
+        let id = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
+        self.pods.remove(&id).await.map_err(sandbox_status)?;
+        Ok(cri::RemovePodSandboxResponse {})
+    }
+
+    pub(super) fn pod_status(&self, request: cri::PodSandboxStatusRequest) -> Result<cri::PodSandboxStatusResponse, Status> {
+        let pod = self.pods.pod(&parse_name(request.pod_sandbox_id, "pod_sandbox_id")?).map_err(sandbox_status)?;
+        let containers_statuses = self
+            .pods
+            .containers()
+            .iter()
+            .filter(|container| container.pod == pod.id)
+            .map(|container| to_container_status(container))
+            .collect();
+        Ok(cri::PodSandboxStatusResponse {
+            status: Some(to_pod_status(&pod)),
+            info: if request.verbose { self.pod_info(&pod) } else { HashMap::new() },
+            containers_statuses,
+            timestamp: to_nanoseconds(SystemTime::now()),
+        })
+    }
+
+    /// The keys under `info` that tools read of containerd's verbose status.
+    fn pod_info(&self, pod: &PodView) -> HashMap<String, String> {
+        let runtime = &self.config.runtime;
+        let name = if pod.spec.handler.is_empty() { &runtime.default_handler } else { &pod.spec.handler };
+        let handler = runtime.handlers.get(name);
+        let info = json!({
+            "pid": pod.pid.unwrap_or_default(),
+            "processStatus": if pod.pid.is_some() { "running" } else { "deleted" },
+            "netNamespaceClosed": pod.netns.is_none(),
+            "image": pod.image.requested,
+            "snapshotKey": pod.id.as_str(),
+            "snapshotter": handler.and_then(|h| h.snapshotter.as_ref()).unwrap_or(&self.config.images.snapshotter),
+            "runtimeHandler": pod.spec.handler,
+            "runtimeType": handler.map(|handler| &handler.runtime_type),
+            "config": pod.spec,
+            "runtimeSpec": pod.oci_spec,
+            "cniResult": pod.cni_result,
+        });
+        HashMap::from([("info".to_owned(), info.to_string())])
+    }
+}

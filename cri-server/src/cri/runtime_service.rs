@@ -1,0 +1,192 @@
+//! The RuntimeService as tonic calls it: one line an RPC, each to the file of its noun.
+
+use std::pin::Pin;
+
+use api::cri::{runtime_service_server::RuntimeService, *};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::Cri;
+
+/// A server stream; all of them are Unimplemented so far.
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+/// What is not built says so by name, and the README lists it.
+fn not_built<T>(rpc: &str) -> Answer<T> {
+    Err(Status::unimplemented(format!("{rpc} is not supported yet")))
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Cri {
+    async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
+        Ok(Response::new(Cri::version(self)))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
+        Ok(Response::new(Cri::status(self, request.into_inner()).await))
+    }
+
+    async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
+        Ok(Response::new(Cri::runtime_config(self)))
+    }
+
+    /// The pod CIDR is the network plugins' own business; containerd answers the same without a `conf_template`.
+    async fn update_runtime_config(&self, _: Request<UpdateRuntimeConfigRequest>) -> Answer<UpdateRuntimeConfigResponse> {
+        Ok(Response::new(UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
+        self.run_pod(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn stop_pod_sandbox(&self, request: Request<StopPodSandboxRequest>) -> Answer<StopPodSandboxResponse> {
+        self.stop_pod(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_pod_sandbox(&self, request: Request<RemovePodSandboxRequest>) -> Answer<RemovePodSandboxResponse> {
+        self.remove_pod(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn pod_sandbox_status(&self, request: Request<PodSandboxStatusRequest>) -> Answer<PodSandboxStatusResponse> {
+        self.pod_status(request.into_inner()).map(Response::new)
+    }
+
+    async fn list_pod_sandbox(&self, request: Request<ListPodSandboxRequest>) -> Answer<ListPodSandboxResponse> {
+        self.list_pods(request.into_inner()).map(Response::new)
+    }
+
+    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+        Cri::create_container(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
+        Cri::start_container(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
+        Cri::stop_container(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
+        Cri::remove_container(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_containers(&self, request: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
+        Cri::list_containers(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn container_status(&self, request: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
+        Cri::container_status(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn reopen_container_log(&self, request: Request<ReopenContainerLogRequest>) -> Answer<ReopenContainerLogResponse> {
+        self.reopen_log(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
+        Cri::exec_sync(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        Cri::exec(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        Cri::attach(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        Cri::port_forward(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<UpdateContainerResourcesRequest>,
+    ) -> Answer<UpdateContainerResourcesResponse> {
+        not_built("UpdateContainerResources")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<UpdatePodSandboxResourcesResponse> {
+        not_built("UpdatePodSandboxResources")
+    }
+
+    async fn checkpoint_container(&self, _: Request<CheckpointContainerRequest>) -> Answer<CheckpointContainerResponse> {
+        not_built("CheckpointContainer")
+    }
+
+    async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
+        not_built("ContainerStats")
+    }
+
+    async fn list_container_stats(&self, _: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
+        not_built("ListContainerStats")
+    }
+
+    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
+        not_built("PodSandboxStats")
+    }
+
+    async fn list_pod_sandbox_stats(&self, _: Request<ListPodSandboxStatsRequest>) -> Answer<ListPodSandboxStatsResponse> {
+        not_built("ListPodSandboxStats")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Answer<ListMetricDescriptorsResponse> {
+        not_built("ListMetricDescriptors")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Answer<ListPodSandboxMetricsResponse> {
+        not_built("ListPodSandboxMetrics")
+    }
+
+    type GetContainerEventsStream = Streamed<ContainerEventResponse>;
+    async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+        not_built("GetContainerEvents")
+    }
+
+    type StreamPodSandboxesStream = Streamed<StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        not_built("StreamPodSandboxes")
+    }
+
+    type StreamContainersStream = Streamed<StreamContainersResponse>;
+    async fn stream_containers(&self, _: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
+        not_built("StreamContainers")
+    }
+
+    type StreamContainerStatsStream = Streamed<StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        _: Request<StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        not_built("StreamContainerStats")
+    }
+
+    type StreamPodSandboxStatsStream = Streamed<StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        not_built("StreamPodSandboxStats")
+    }
+
+    type StreamPodSandboxMetricsStream = Streamed<StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        not_built("StreamPodSandboxMetrics")
+    }
+}

@@ -1,0 +1,107 @@
+//! The daemon's configuration as each part wants it: no part sees a key that is not its own.
+
+use std::{env, path::PathBuf};
+
+use image_service::{
+    images,
+    registry::{Credentials, RegistryConfig},
+};
+use sandbox::network::{CniConfig, IpPreference};
+use store::Namespace;
+
+use crate::config::{Auth, Config, Handler};
+
+/// Where a snapshotter keeps its trees, as containerd lays them out.
+pub(crate) fn snapshotter_root(config: &Config, name: &str) -> PathBuf {
+    config.root.join(format!("io.containerd.snapshotter.v1.{name}"))
+}
+
+pub(crate) fn images(config: &Config) -> images::Config {
+    let images = &config.images;
+    images::Config {
+        root: config.root.clone(),
+        filesystem: snapshotter_root(config, &images.snapshotter),
+        registry: RegistryConfig {
+            config_path: images.registry_paths.clone(),
+            auths: images.auths.iter().map(|(host, auth)| (host.clone(), credentials(auth))).collect(),
+            ..RegistryConfig::default()
+        },
+        default_snapshotter: images.snapshotter.clone(),
+        max_concurrent_downloads: images.max_concurrent_downloads,
+        progress_timeout: images.progress_timeout,
+        // The sandbox image is needed by every pod, so it is never offered for collection.
+        pinned: std::iter::once(images.pause_image.clone()).chain(images.pinned.iter().cloned()).collect(),
+    }
+}
+
+fn credentials(auth: &Auth) -> Credentials {
+    Credentials {
+        username: auth.username.clone(),
+        password: auth.password.clone(),
+        auth: auth.auth.clone(),
+        identity_token: auth.identity_token.clone(),
+        ..Credentials::default()
+    }
+}
+
+pub(crate) fn cni(config: &Config) -> CniConfig {
+    let cni = &config.runtime.cni;
+    CniConfig {
+        conf_dir: cni.conf_dir.clone(),
+        bin_dirs: cni.bin_dirs.clone(),
+        max_conf_num: cni.max_conf_num,
+        cache_dir: PathBuf::from("/var/lib/cni"),
+        ip_pref: match cni.ip_pref.as_str() {
+            "ipv6" => IpPreference::Ipv6,
+            "cni" => IpPreference::Cni,
+            _ => IpPreference::Ipv4,
+        },
+        setup_serially: cni.setup_serially,
+        deadline: sandbox::Timeouts::default().network,
+    }
+}
+
+pub(crate) fn sandbox(config: &Config) -> sandbox::Config {
+    let runtime = &config.runtime;
+    sandbox::Config {
+        root: config.root.clone(),
+        state: config.state.clone(),
+        grpc_address: config.grpc.address.clone(),
+        ttrpc_address: config.ttrpc_address.clone(),
+        shim_search: shim_search(),
+        netns_dir: if runtime.netns_under_state { config.state.join("netns") } else { PathBuf::from("/run/netns") },
+        namespace: Namespace::k8s(),
+        handlers: runtime.handlers.iter().map(|(name, value)| (name.clone(), handler(value))).collect(),
+        default_handler: runtime.default_handler.clone(),
+        snapshotter: config.images.snapshotter.clone(),
+        // Zero and less mean "never split" in the file.
+        max_log_line: usize::try_from(runtime.max_log_line).unwrap_or_default(),
+        default_cgroup_parent: String::new(),
+        restrict_oom_score_adj: runtime.restrict_oom_score_adj,
+        ignore_image_volumes: false,
+        timeouts: sandbox::Timeouts::default(),
+    }
+}
+
+fn handler(handler: &Handler) -> sandbox::Handler {
+    sandbox::Handler {
+        runtime_type: handler.runtime_type.clone(),
+        runtime_path: handler.runtime_path.clone(),
+        binary_name: handler.options.binary_name.clone(),
+        root: handler.options.root.clone(),
+        systemd_cgroup: handler.options.systemd_cgroup,
+        no_pivot_root: handler.options.no_pivot_root,
+        no_new_keyring: handler.options.no_new_keyring,
+        privileged_without_host_devices: handler.privileged_without_host_devices,
+        snapshotter: handler.snapshotter.clone(),
+        pod_annotations: handler.pod_annotations.clone(),
+        container_annotations: handler.container_annotations.clone(),
+    }
+}
+
+/// Our own shim before whatever PATH has: `<prefix>/libexec/windlass` of an installation, else beside the daemon.
+fn shim_search() -> Vec<PathBuf> {
+    let Ok(own) = env::current_exe() else { return Vec::new() };
+    let directory = own.parent().map(PathBuf::from).unwrap_or_default();
+    vec![directory.join("../libexec/windlass"), directory]
+}
