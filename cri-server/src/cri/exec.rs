@@ -59,19 +59,6 @@ impl Cri {
         Ok(cri::AttachResponse { url })
     }
 
-    /// The ports are named by the client's streams; those of the request are CRI's history.
-    pub(super) fn port_forward(&self, request: cri::PortForwardRequest) -> Result<cri::PortForwardResponse, Status> {
-        let pod = self.pods.pod(&parse_name(request.pod_sandbox_id, "pod_sandbox_id")?).map_err(sandbox_status)?;
-        if pod.state != PodState::Ready {
-            return Err(Status::failed_precondition(format!("sandbox container is not running: pod {} is stopped", pod.id)));
-        }
-        let url = self
-            .streaming
-            .port_forward(&pod.id, pod.netns.clone())
-            .map_err(token_status)?;
-        Ok(cri::PortForwardResponse { url })
-    }
-
     /// The ports come with the streams; those of the request only tell what the client is about to ask for.
     pub(super) fn port_forward(&self, request: cri::PortForwardRequest) -> Result<cri::PortForwardResponse, Status> {
         let pod = self.pods.pod(&parse_name(request.pod_sandbox_id, "pod_sandbox_id")?).map_err(sandbox_status)?;
