@@ -30,6 +30,7 @@ mod recover;
 mod request;
 mod session;
 mod signal;
+pub mod stats;
 mod store;
 mod teardown;
 mod view;

@@ -16,7 +16,7 @@ use snapshotter::Mount;
 
 use crate::{Error, netns};
 
-mod cgroup;
+pub(crate) mod cgroup;
 
 /// The machine. See the module's comment.
 pub trait Node: Send + Sync {

@@ -14,14 +14,14 @@ use std::{
     time::Duration,
 };
 
-use ::store::Store;
+use ::store::{Namespace, Store};
 use snapshotter::Snapshotter;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Config, Error, Session,
-    host::Host,
+    host::{CgroupMode, Host},
     launcher::Launcher,
     model::{ContainerSpec, ContainerView, ExecOutput, Id, Image, PodSpec, PodView, StreamRequest},
     network::Network,
@@ -195,6 +195,12 @@ impl Pods {
     /// Whether pods can get a network now; the error's text is for CRI's Status.
     pub async fn network_ready(&self) -> Result<(), Error> {
         self.shared.world.network.ready().await
+    }
+
+    /// What [`crate::stats`] reads besides the views: the host's cgroups, and the snapshots of writable layers.
+    pub(crate) fn stats_sources(&self) -> (CgroupMode, BTreeMap<String, Arc<dyn Snapshotter>>, Namespace) {
+        let world = &self.shared.world;
+        (world.host.cgroup, world.snapshotters.clone(), world.config.namespace.clone())
     }
 
     /// Takes no further request, lets every owner finish what it does, and returns. Containers and shims go on.

@@ -85,7 +85,7 @@ fn find(root: &Path, leaf: &Leaf) -> Option<PathBuf> {
 }
 
 /// systemd nests slices by the dashes in their names: `a-b.slice` is in `a.slice`.
-fn expand(slice: &str) -> PathBuf {
+pub(crate) fn expand(slice: &str) -> PathBuf {
     let stem = slice.strip_suffix(".slice").unwrap_or(slice);
     let mut path = PathBuf::new();
     for (end, _) in stem.match_indices('-').chain([(stem.len(), "")]) {
