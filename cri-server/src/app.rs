@@ -15,7 +15,7 @@ use std::{
 };
 
 use image_service::images::{self, Images};
-use sandbox::{Pods, launcher::ShimLauncher, network::Cni};
+use sandbox::{Pods, launcher::ShimLauncher, network::Cni, stats::Stats};
 use snapshotter::{Native, Overlayfs, OverlayfsOptions, Snapshotter};
 use store::{Namespace, Store};
 use thiserror::Error;
@@ -95,6 +95,7 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     let config = Arc::new(config);
     let cri = Cri {
         pods: pods.clone(),
+        stats: Stats::start(pods.clone(), wiring::snapshotter_roots(&config)),
         images: images.clone(),
         streaming: streaming.clone(),
         config: config.clone(),

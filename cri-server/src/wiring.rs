@@ -1,6 +1,6 @@
 //! The daemon's configuration as each part wants it: no part sees a key that is not its own.
 
-use std::{env, path::PathBuf};
+use std::{collections::BTreeMap, env, path::PathBuf};
 
 use image_service::{
     images,
@@ -14,6 +14,11 @@ use crate::config::{Auth, Config, Handler};
 /// Where a snapshotter keeps its trees, as containerd lays them out.
 pub(crate) fn snapshotter_root(config: &Config, name: &str) -> PathBuf {
     config.root.join(format!("io.containerd.snapshotter.v1.{name}"))
+}
+
+/// The roots of all snapshotters that are built in, by name.
+pub(crate) fn snapshotter_roots(config: &Config) -> BTreeMap<String, PathBuf> {
+    ["overlayfs", "native"].into_iter().map(|name| (name.to_owned(), snapshotter_root(config, name))).collect()
 }
 
 pub(crate) fn images(config: &Config) -> images::Config {

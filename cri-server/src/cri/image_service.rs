@@ -17,8 +17,8 @@ impl ImageService for Cri {
     }
 
     type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<StreamImagesResponse, Status>> + Send>>;
-    async fn stream_images(&self, _: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(Status::unimplemented("StreamImages is not supported yet"))
+    async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        Ok(Response::new(Box::pin(Cri::stream_images(self, request.into_inner()))))
     }
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Answer<ImageStatusResponse> {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use ::image_service::images::PullRequest;
 use api::cri;
 use serde_json::json;
+use tokio_stream::Stream;
 use tonic::Status;
 
 use super::{
@@ -14,17 +15,29 @@ use super::{
         parse_name, required, to_nanoseconds,
     },
     errors::{image_status, pull_status},
+    list::in_batches,
 };
 
 impl Cri {
     pub(super) fn list_images(&self, request: cri::ListImagesRequest) -> cri::ListImagesResponse {
-        let wanted = request.filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
+        cri::ListImagesResponse { images: self.image_items(request.filter) }
+    }
+
+    pub(super) fn stream_images(
+        &self,
+        request: cri::StreamImagesRequest,
+    ) -> impl Stream<Item = Result<cri::StreamImagesResponse, Status>> + Send + use<> {
+        in_batches(self.image_items(request.filter), |images| cri::StreamImagesResponse { images })
+    }
+
+    fn image_items(&self, filter: Option<cri::ImageFilter>) -> Vec<cri::Image> {
+        let wanted = filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
         let images = if wanted.is_empty() {
             self.images.list(&self.namespace)
         } else {
             self.images.resolve(&self.namespace, &wanted).into_iter().collect()
         };
-        cri::ListImagesResponse { images: images.iter().map(|image| to_image(image)).collect() }
+        images.iter().map(|image| to_image(image)).collect()
     }
 
     /// An unknown image is an empty answer, not an error: the kubelet asks before it pulls.

@@ -10,7 +10,9 @@ use std::{
 use api::cri;
 use sandbox::{
     model::{ContainerState, ContainerView},
-    stats::{CgroupUsage, ContainerStats, Filesystem, Interface, Layer, Memory, PodMetrics, Pressure, Processes, Stats},
+    stats::{
+        CgroupUsage, ContainerStats, Filesystem, Interface, Layer, Memory, PodMetrics, Pressure, Processes, Stats,
+    },
 };
 use tokio_stream::Stream;
 use tonic::Status;
@@ -62,7 +64,13 @@ fn to_pod_metrics(metrics: &PodMetrics) -> cri::PodSandboxMetrics {
     cri::PodSandboxMetrics {
         pod_sandbox_id: view.id.to_string(),
         metrics: samples.metrics,
-        container_metrics: metrics.pod.containers.iter().filter(|stats| stats.cgroup.is_some()).map(container).collect(),
+        container_metrics: metrics
+            .pod
+            .containers
+            .iter()
+            .filter(|stats| stats.cgroup.is_some())
+            .map(container)
+            .collect(),
     }
 }
 

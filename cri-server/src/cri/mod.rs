@@ -10,14 +10,16 @@ mod exec;
 mod image_service;
 mod images;
 mod list;
+mod metrics;
 mod node;
 mod pods;
 mod runtime_service;
+mod stats;
 
 use std::sync::Arc;
 
 use ::image_service::images::Images;
-use sandbox::Pods;
+use sandbox::{Pods, stats::Stats};
 use store::Namespace;
 
 pub(crate) use errors::chain;
@@ -28,6 +30,7 @@ use crate::{config::Config, streaming::Streaming};
 #[derive(Clone)]
 pub(crate) struct Cri {
     pub(crate) pods: Pods,
+    pub(crate) stats: Stats,
     pub(crate) images: Images,
     pub(crate) streaming: Streaming,
     pub(crate) config: Arc<Config>,

@@ -8,13 +8,17 @@ use tonic::{Request, Response, Status};
 
 use super::Cri;
 
-/// A server stream; all of them are Unimplemented so far.
+/// A server stream.
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Answer<T> = Result<Response<T>, Status>;
 
 /// What is not built says so by name, and the README lists it.
 fn not_built<T>(rpc: &str) -> Answer<T> {
     Err(Status::unimplemented(format!("{rpc} is not supported yet")))
+}
+
+fn streamed<T: 'static>(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> Answer<Streamed<T>> {
+    Ok(Response::new(Box::pin(stream)))
 }
 
 #[tonic::async_trait]
@@ -118,34 +122,34 @@ impl RuntimeService for Cri {
         not_built("CheckpointContainer")
     }
 
-    async fn container_stats(&self, _: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
-        not_built("ContainerStats")
+    async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
+        Cri::container_stats(self, request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_container_stats(&self, _: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
-        not_built("ListContainerStats")
+    async fn list_container_stats(&self, request: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
+        Cri::list_container_stats(self, request.into_inner()).await.map(Response::new)
     }
 
-    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        not_built("PodSandboxStats")
+    async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
+        self.pod_stats(request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_pod_sandbox_stats(&self, _: Request<ListPodSandboxStatsRequest>) -> Answer<ListPodSandboxStatsResponse> {
-        not_built("ListPodSandboxStats")
+    async fn list_pod_sandbox_stats(&self, request: Request<ListPodSandboxStatsRequest>) -> Answer<ListPodSandboxStatsResponse> {
+        self.list_pod_stats(request.into_inner()).await.map(Response::new)
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        not_built("ListMetricDescriptors")
+        Ok(Response::new(Cri::metric_descriptors()))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        not_built("ListPodSandboxMetrics")
+        self.list_pod_metrics().await.map(Response::new)
     }
 
     type GetContainerEventsStream = Streamed<ContainerEventResponse>;
@@ -156,30 +160,30 @@ impl RuntimeService for Cri {
     type StreamPodSandboxesStream = Streamed<StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        not_built("StreamPodSandboxes")
+        streamed(self.stream_pods(request.into_inner())?)
     }
 
     type StreamContainersStream = Streamed<StreamContainersResponse>;
-    async fn stream_containers(&self, _: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
-        not_built("StreamContainers")
+    async fn stream_containers(&self, request: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
+        streamed(Cri::stream_containers(self, request.into_inner())?)
     }
 
     type StreamContainerStatsStream = Streamed<StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        not_built("StreamContainerStats")
+        streamed(Cri::stream_container_stats(self, request.into_inner()))
     }
 
     type StreamPodSandboxStatsStream = Streamed<StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        not_built("StreamPodSandboxStats")
+        streamed(self.stream_pod_stats(request.into_inner()))
     }
 
     type StreamPodSandboxMetricsStream = Streamed<StreamPodSandboxMetricsResponse>;
@@ -187,6 +191,6 @@ impl RuntimeService for Cri {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        not_built("StreamPodSandboxMetrics")
+        streamed(self.stream_pod_metrics())
     }
 }

@@ -107,9 +107,7 @@ impl Cri {
     fn measured_pods(&self, filter: Option<cri::PodSandboxStatsFilter>) -> Vec<Arc<PodView>> {
         let filter = filter.unwrap_or_default();
         let mut pods = self.ready_pods();
-        pods.retain(|pod| {
-            pod.id.as_str().starts_with(&filter.id) && selects(&filter.label_selector, &pod.spec.labels)
-        });
+        pods.retain(|pod| pod.id.as_str().starts_with(&filter.id) && selects(&filter.label_selector, &pod.spec.labels));
         pods
     }
 

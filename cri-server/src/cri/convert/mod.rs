@@ -6,6 +6,7 @@ pub(super) mod container;
 pub(super) mod image;
 pub(super) mod pod;
 pub(super) mod security;
+pub(super) mod stats;
 pub(super) mod status;
 
 use std::{

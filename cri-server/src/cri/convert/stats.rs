@@ -166,7 +166,8 @@ mod tests {
             tx_bytes: some(0),
             tx_errors: some(1),
         };
-        let network = |default, interfaces| cri::NetworkUsage { timestamp: 5, default_interface: Some(default), interfaces };
+        let network =
+            |default, interfaces| cri::NetworkUsage { timestamp: 5, default_interface: Some(default), interfaces };
         assert_eq!(
             to_network(&[interface("net1", 1), interface("eth0", 2)], at),
             Some(network(expected("eth0", 2), vec![expected("net1", 1)]))

@@ -9,7 +9,7 @@ use super::{
     to_map, to_nanoseconds, to_resources,
 };
 
-fn to_pod_metadata(pod: &PodView) -> cri::PodSandboxMetadata {
+pub(super) fn to_pod_metadata(pod: &PodView) -> cri::PodSandboxMetadata {
     let name = pod.spec.name.clone();
     cri::PodSandboxMetadata { name: name.name, uid: name.uid, namespace: name.namespace, attempt: name.attempt }
 }
@@ -53,7 +53,7 @@ pub(in crate::cri) fn to_pod_item(pod: &PodView) -> cri::PodSandbox {
     }
 }
 
-fn to_container_metadata(container: &ContainerView) -> cri::ContainerMetadata {
+pub(super) fn to_container_metadata(container: &ContainerView) -> cri::ContainerMetadata {
     let name = container.spec.name.clone();
     cri::ContainerMetadata { name: name.name, attempt: name.attempt }
 }

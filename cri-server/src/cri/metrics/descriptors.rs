@@ -108,7 +108,11 @@ pub(super) const DESCRIPTORS: &[Descriptor] = &[
     counter("container_pressure_cpu_waiting_seconds_total", "Time in which a task waited for a CPU", Labels::Base),
     counter("container_pressure_cpu_stalled_seconds_total", "Time in which all tasks waited for a CPU", Labels::Base),
     counter("container_pressure_memory_waiting_seconds_total", "Time in which a task waited for memory", Labels::Base),
-    counter("container_pressure_memory_stalled_seconds_total", "Time in which all tasks waited for memory", Labels::Base),
+    counter(
+        "container_pressure_memory_stalled_seconds_total",
+        "Time in which all tasks waited for memory",
+        Labels::Base,
+    ),
     counter("container_pressure_io_waiting_seconds_total", "Time in which a task waited for IO", Labels::Base),
     counter("container_pressure_io_stalled_seconds_total", "Time in which all tasks waited for IO", Labels::Base),
 ];
