@@ -82,7 +82,7 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     .map_err(AppError::Aborted)??;
     let images =
         Images::open(wiring::images(&config), store.clone(), snapshotters.clone()).await.map_err(AppError::Images)?;
-    let sandbox = wiring::sandbox(&config);
+    let sandbox = sandbox::features::probe(wiring::sandbox(&config)).await;
     let network = Arc::new(Cni::new(wiring::cni(&config)));
     let launcher = Arc::new(ShimLauncher::new(sandbox.clone()));
     let pods = Pods::open(sandbox, store.clone(), snapshotters, network, launcher).await.map_err(AppError::Pods)?;

@@ -62,7 +62,8 @@ pub(crate) fn cni(config: &Config) -> CniConfig {
             _ => IpPreference::Ipv4,
         },
         setup_serially: cni.setup_serially,
-        deadline: sandbox::Timeouts::default().network,
+        // A little less than an ADD as a whole may take, so that of a plugin that hangs the error tells the name.
+        deadline: sandbox::Timeouts::default().network - Duration::from_secs(10),
     }
 }
 
@@ -101,6 +102,8 @@ fn handler(handler: &Handler) -> sandbox::Handler {
         snapshotter: handler.snapshotter.clone(),
         pod_annotations: handler.pod_annotations.clone(),
         container_annotations: handler.container_annotations.clone(),
+        // Asked of the runtime itself when the daemon starts.
+        features: sandbox::features::Features::default(),
     }
 }
 

@@ -33,7 +33,10 @@ pub(crate) fn make(world: &World, pod: &PodRecord, id: &Id, image: &Image) -> Re
     let rootfs = world.paths.rootfs(id);
     world.node.make_dir(&world.paths.bundle(id), 0o700)?;
     world.node.make_dir(&rootfs, 0o711)?;
-    world.node.mount(&mounts, &rootfs)?;
+    match (&pod.spec.namespaces.user, world.userns(pod)) {
+        (Some(mapping), Some(userns)) => world.node.mount_mapped(&mounts, &rootfs, &userns, mapping)?,
+        _ => world.node.mount(&mounts, &rootfs)?,
+    }
     Ok(rootfs)
 }
 

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use ::store::Namespace;
 
+use crate::features::Features;
+
 /// Everything that [`crate::Pods`] needs to know and that does not change while it runs.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,6 +56,8 @@ pub struct Handler {
     /// Patterns of pod annotations that are passed to the runtime in the OCI spec.
     pub pod_annotations: Vec<String>,
     pub container_annotations: Vec<String>,
+    /// What its runtime and this kernel can do ([`crate::features::probe`]).
+    pub features: Features,
 }
 
 /// Deadlines of what leaves this process. None is ever infinite.

@@ -45,7 +45,7 @@ impl Host {
         let cgroup = cgroup_mode(Path::new("/sys/fs/cgroup"));
         let host = Host {
             hostname: uname.nodename().to_string_lossy().into_owned(),
-            kernel: parse_kernel(&uname.release().to_string_lossy()),
+            kernel: kernel(),
             cgroup,
             seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
             apparmor: apparmor(),
@@ -62,6 +62,11 @@ impl Host {
         }
         Ok(host)
     }
+}
+
+/// Major and minor version of the running kernel.
+pub(crate) fn kernel() -> (u32, u32) {
+    parse_kernel(&rustix::system::uname().release().to_string_lossy())
 }
 
 fn parse_kernel(release: &str) -> (u32, u32) {

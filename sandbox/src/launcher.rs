@@ -73,6 +73,8 @@ pub struct NewTask {
     pub stdin: String,
     pub stdout: String,
     pub stderr: String,
+    /// The user and group that pipes and terminals are given to, so that a mapped root can open its own.
+    pub io_owner: (u32, u32),
 }
 
 /// The state of a task as its shim tells it.

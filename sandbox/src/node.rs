@@ -14,13 +14,29 @@ use std::{
 use shim::mount::{mount_all, unmount_all};
 use snapshotter::Mount;
 
-use crate::{Error, netns};
+use crate::{Error, model::UserNamespace, netns, userns};
 
 pub(crate) mod cgroup;
 
 /// The machine. See the module's comment.
 pub trait Node: Send + Sync {
     fn pin_netns(&self, path: &Path) -> Result<(), Error>;
+
+    /// Pins a new user namespace, and a network namespace that it owns.
+    fn pin_userns(&self, userns: &Path, netns: &Path, mapping: &UserNamespace) -> Result<(), Error> {
+        userns::pin(userns, netns, mapping)
+    }
+
+    /// Mounts a root file system on an existing directory with the ids of a user namespace.
+    fn mount_mapped(
+        &self,
+        mounts: &[Mount],
+        target: &Path,
+        userns: &Path,
+        mapping: &UserNamespace,
+    ) -> Result<(), Error> {
+        userns::mount_root(mounts, target, userns, mapping)
+    }
 
     fn unpin_netns(&self, path: &Path) -> Result<(), Error>;
 

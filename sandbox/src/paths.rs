@@ -90,6 +90,11 @@ impl Paths {
         self.pod_state(id).join("shm")
     }
 
+    /// The pinned user namespace. It lies below the pod's state directory and goes with it.
+    pub(crate) fn userns(&self, id: &Id) -> PathBuf {
+        self.pod_state(id).join("pinned-namespaces/user")
+    }
+
     /// The pinned network namespace: `cni-` and the first 32 digits of the id in the form of a UUID, the form that
     /// tools which look for pods' namespaces know.
     pub(crate) fn netns(&self, id: &Id) -> PathBuf {

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Config, Error, Session,
+    Config, Error, Handler, Session,
     host::{CgroupMode, Host},
     launcher::Launcher,
     model::{ContainerSpec, ContainerView, ExecOutput, Id, Image, PodSpec, PodView, StreamRequest},
@@ -195,6 +195,11 @@ impl Pods {
     /// Whether pods can get a network now; the error's text is for CRI's Status.
     pub async fn network_ready(&self) -> Result<(), Error> {
         self.shared.world.network.ready().await
+    }
+
+    /// The runtime handlers of the configuration, with what each can do.
+    pub fn handlers(&self) -> &BTreeMap<String, Handler> {
+        &self.shared.world.config.handlers
     }
 
     /// What [`crate::stats`] reads besides the views: the host's cgroups, and the snapshots of writable layers.

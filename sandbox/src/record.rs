@@ -8,11 +8,11 @@ use std::{path::PathBuf, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Config, Error,
+    Config, Error, Handler,
     machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
     model::{
-        ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, PodNetwork,
-        PodSpec, PodState, PodView,
+        ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, Namespaces,
+        PodNetwork, PodSpec, PodState, PodView,
     },
     paths::log_path,
     request::{Create, Run},
@@ -70,10 +70,7 @@ impl PodRecord {
         };
         let known = config.handlers.get(&handler);
         let settings = known.ok_or_else(|| Error::Invalid(format!("no runtime for {handler:?} is configured")))?;
-        if run.spec.namespaces.user.is_some() {
-            // The network namespace would have to be made inside the user namespace, and the bundle be open to its root.
-            return Err(Error::Unsupported("pods with a user namespace are not supported".into()));
-        }
+        refuse_user_namespace(&run.spec, &handler, settings)?;
         Ok(PodRecord {
             version: VERSION,
             id,
@@ -94,6 +91,11 @@ impl PodRecord {
 
     pub(crate) fn host_network(&self) -> bool {
         self.spec.namespaces.network == NamespaceMode::Node
+    }
+
+    /// The user and group that the root of the pod's processes is on the host.
+    pub(crate) fn root_on_host(&self) -> (u32, u32) {
+        self.spec.namespaces.user.as_ref().map_or((0, 0), |user| (user.uid.host, user.gid.host))
     }
 
     pub(crate) fn host_ipc(&self) -> bool {
@@ -122,6 +124,19 @@ impl PodRecord {
             oci_spec: self.oci_spec.clone(),
         })
     }
+}
+
+fn refuse_user_namespace(spec: &PodSpec, handler: &str, settings: &Handler) -> Result<(), Error> {
+    let refused = match &spec.namespaces {
+        Namespaces { user: None, .. } => return Ok(()),
+        _ if !settings.features.user_namespaces => {
+            format!("the runtime of handler {handler:?} or the kernel has no mapped mounts")
+        }
+        // The host's network is not the namespace's own, so its root could neither set it up nor mount /sys.
+        Namespaces { network: NamespaceMode::Node, .. } => "not with the host's network".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(Error::Unsupported(format!("namespace_options.userns_options: user namespaces are not supported: {refused}")))
 }
 
 impl ContainerRecord {

@@ -42,6 +42,10 @@ pub(crate) fn make(
     for (index, destination) in paths.into_iter().enumerate() {
         let source = world.paths.volume(&container.id, index);
         world.node.make_dir(&source, 0o755)?;
+        if let Some(user) = &container.spec.namespaces.user {
+            let root = std::os::unix::fs::chown(&source, Some(user.uid.host), Some(user.gid.host));
+            root.map_err(|error| Error::failed(format!("give {} to the pod's root", source.display()), error))?;
+        }
         copy(root, &destination, &source).map_err(|error| {
             Error::failed(
                 format!("copy the image's {} to a volume of container {}", destination.display(), container.id),
@@ -54,6 +58,7 @@ pub(crate) fn make(
             readonly: false,
             recursive_readonly: false,
             propagation: Propagation::Private,
+            mapping: None,
         });
     }
     Ok(made)

@@ -54,6 +54,11 @@ impl World {
         (!pod.host_network()).then(|| self.paths.netns(&pod.id))
     }
 
+    /// The pod's user namespace, if it has one of its own.
+    pub(crate) fn userns(&self, pod: &PodRecord) -> Option<PathBuf> {
+        pod.spec.namespaces.user.is_some().then(|| self.paths.userns(&pod.id))
+    }
+
     pub(crate) fn attachment(&self, pod: &PodRecord) -> Attachment {
         Attachment {
             id: pod.id.clone(),
@@ -80,6 +85,8 @@ pub(crate) fn handler_options(handler: &Handler) -> HandlerOptions {
     HandlerOptions {
         systemd_cgroup: handler.systemd_cgroup,
         privileged_without_host_devices: handler.privileged_without_host_devices,
+        recursive_readonly_mounts: handler.features.recursive_readonly_mounts,
+        mapped_mounts: handler.features.user_namespaces,
         pod_annotations: handler.pod_annotations.clone(),
         container_annotations: handler.container_annotations.clone(),
         ..HandlerOptions::default()

@@ -41,16 +41,24 @@ impl Cri {
             }),
             info,
             runtime_handlers: self.handlers(),
-            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
+            features: Some(cri::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+            }),
         }
     }
 
-    /// Every handler by name, and the default one once more under the empty name. No feature is claimed that is not built.
+    /// Every handler by name, and the default one once more under the empty name. The kubelet refuses pods that want what
+    /// their handler does not have.
     fn handlers(&self) -> Vec<cri::RuntimeHandler> {
-        let features = Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false });
-        std::iter::once(String::new())
-            .chain(self.config.runtime.handlers.keys().cloned())
-            .map(|name| cri::RuntimeHandler { name, features })
+        let handlers = self.pods.handlers();
+        let default = handlers.get(&self.config.runtime.default_handler).map(|handler| ("", handler));
+        let all = default.into_iter().chain(handlers.iter().map(|(name, handler)| (name.as_str(), handler)));
+        let features = |handler: &sandbox::Handler| cri::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: handler.features.recursive_readonly_mounts,
+            user_namespaces: handler.features.user_namespaces,
+        };
+        all.map(|(name, handler)| cri::RuntimeHandler { name: name.to_owned(), features: Some(features(handler)) })
             .collect()
     }
 
@@ -76,10 +84,9 @@ impl Cri {
     /// The kubelet adopts this driver, so it must be what the default handler's pods get.
     pub(super) fn runtime_config(&self) -> cri::RuntimeConfigResponse {
         let runtime = &self.config.runtime;
-        let systemd = runtime.handlers.get(&runtime.default_handler).is_some_and(|handler| handler.options.systemd_cgroup);
+        let systemd =
+            runtime.handlers.get(&runtime.default_handler).is_some_and(|handler| handler.options.systemd_cgroup);
         let driver = if systemd { cri::CgroupDriver::Systemd } else { cri::CgroupDriver::Cgroupfs };
-        cri::RuntimeConfigResponse {
-            linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 }),
-        }
+        cri::RuntimeConfigResponse { linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 }) }
     }
 }

@@ -1,7 +1,9 @@
 //! The real launcher: a shim's binary run by the shim crate, and its tasks called over ttrpc.
 
 use std::{
-    env,
+    env, fs,
+    io::ErrorKind,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -9,7 +11,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use shim::{
-    bootstrap::Bootstrap,
+    address::{Address, DEFAULT_SOCKET_DIR, SocketName},
+    bootstrap::{Bootstrap, CURRENT_VERSION, Protocol},
     client::{Extension, TaskClient},
     launch::{Launch, LaunchError, open_log},
     proto::{Timestamp, process, runc, task, to_any},
@@ -46,6 +49,29 @@ impl ShimLauncher {
         })
     }
 
+    /// Where our shim's socket is by its name alone, if there is one.
+    fn usual(&self, bundle: &Bundle) -> Option<Bootstrap> {
+        let name = SocketName {
+            socket_dir: Path::new(DEFAULT_SOCKET_DIR),
+            grpc_address: &self.config.grpc_address.to_string_lossy(),
+            namespace: self.config.namespace.as_str(),
+            group: bundle.id.as_str(),
+        };
+        // The default directory is short enough for every name.
+        let address = name.address().ok()?;
+        let found = address.socket_path().exists();
+        found.then(|| Bootstrap { version: CURRENT_VERSION, address: address.to_string(), protocol: Protocol::Ttrpc })
+    }
+
+    /// The socket of a shim that was killed stays; nobody else takes it away.
+    fn remove_socket(&self, bundle: &Bundle) {
+        let Some(Ok(Address::Path(path))) = self.usual(bundle).map(|usual| usual.socket()) else { return };
+        let refused = UnixStream::connect(&path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+        if refused && let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "the socket of a dead shim cannot be removed");
+        }
+    }
+
     async fn connect(&self, bundle: &Bundle, bootstrap: &Bootstrap) -> Result<Arc<dyn Shim>, Status> {
         let connecting = TaskClient::connect_to(bootstrap, self.config.namespace.as_str());
         let tasks = tokio::time::timeout(self.config.timeouts.reconnect, connecting)
@@ -75,7 +101,8 @@ impl Launcher for ShimLauncher {
             let bootstrap = read
                 .map_err(|error| Error::failed("read a shim's address", error))?
                 .map_err(|error| Error::failed(format!("read the address of shim {}", bundle.id), error))?;
-            let Some(bootstrap) = bootstrap else { return Ok(None) };
+            // A daemon that was killed before it wrote the address down may have left a shim all the same.
+            let Some(bootstrap) = bootstrap.or_else(|| self.usual(&bundle)) else { return Ok(None) };
             match self.connect(&bundle, &bootstrap).await {
                 Ok(shim) => Ok(Some(shim)),
                 Err(status) if matches!(status.code, Code::Unavailable | Code::DeadlineExceeded) => {
@@ -89,6 +116,7 @@ impl Launcher for ShimLauncher {
 
     fn clean_up(&self, bundle: Bundle) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
+            self.remove_socket(&bundle);
             // config.json is what the OCI runtime was given: without it nothing was ever run from this bundle.
             if !bundle.path.join("config.json").exists() {
                 return Ok(());
@@ -127,7 +155,11 @@ impl Shim for Connected {
                 stdin: new.stdin,
                 stdout: new.stdout,
                 stderr: new.stderr,
-                options: Some(to_any(&options(&new.handler))),
+                options: Some(to_any(&runc::Options {
+                    io_uid: new.io_owner.0,
+                    io_gid: new.io_owner.1,
+                    ..options(&new.handler)
+                })),
                 ..task::CreateTaskRequest::default()
             };
             let created = self.timed().create(&request).await;

@@ -48,6 +48,12 @@ fn check(input: &ContainerInput<'_>) -> Result<(), Error> {
                 .into(),
         ));
     }
+    if let Some(mount) = input.mounts.iter().find(|mount| mount.mapping.is_some() && !input.handler.mapped_mounts) {
+        let at = mount.destination.display();
+        return Err(Error::Unsupported(format!(
+            "mount {at}: uid_mappings and gid_mappings: the runtime or the kernel has no mapped mounts"
+        )));
+    }
     let class = |prefix: &str| container.annotations.keys().find(|name| name.starts_with(prefix));
     if let Some(name) = class("blockio.resources.beta.kubernetes.io/").or(class("rdt.resources.beta.kubernetes.io/")) {
         return Err(Error::Unsupported(format!("annotation {name}: block IO and RDT classes are not supported")));
@@ -110,6 +116,7 @@ fn linux(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Li
         modes: &container.namespaces,
         sandbox_pid: input.sandbox_pid,
         netns: input.netns,
+        userns: input.userns,
         target_pid: input.target_pid,
         cgroup: input.host.cgroup,
         privileged: container.privileged,
@@ -125,9 +132,12 @@ fn linux(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Li
     )?;
     // kubelet sends the lists it wants, so an empty one means none, not the default.
     let paths = |paths: &Vec<String>| (!container.privileged && !paths.is_empty()).then(|| paths.clone());
+    let (uids, gids) = namespaces::mappings(&container.namespaces);
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(namespaces))
+        .set_uid_mappings(uids)
+        .set_gid_mappings(gids)
         .set_cgroups_path(Some(cgroup::path(&input.pod.cgroup_parent, input.id, input.handler.systemd_cgroup)?))
         .set_resources(Some(limits(input)?))
         .set_devices(devices::nodes(input.devices))

@@ -46,6 +46,8 @@ pub struct HandlerOptions {
     pub privileged_without_host_devices_all_devices_allowed: bool,
     /// The runtime lists `rro` among its mount options, so `recursive_read_only` can be kept.
     pub recursive_readonly_mounts: bool,
+    /// The runtime and the kernel can map the ids of a mount, so `uid_mappings` and `gid_mappings` can be kept.
+    pub mapped_mounts: bool,
     /// `cgroup_writable`: the cgroup file system of unprivileged containers is writable.
     pub cgroup_writable: bool,
     /// `pod_annotations`: globs of pod annotations that are passed on to the runtime.
@@ -74,6 +76,8 @@ pub struct PodInput<'a> {
     pub user: &'a ContainerUser,
     /// The pinned network namespace; `None` with the host's network.
     pub netns: Option<&'a Path>,
+    /// The pinned user namespace of a pod that has its own.
+    pub userns: Option<&'a Path>,
     pub files: &'a SandboxFiles,
     pub host: &'a Host,
     pub handler: &'a HandlerOptions,
@@ -94,6 +98,8 @@ pub struct ContainerInput<'a> {
     pub sandbox_pid: i32,
     /// The pinned network namespace; `None` with the host's network.
     pub netns: Option<&'a Path>,
+    /// The pinned user namespace of a pod that has its own.
+    pub userns: Option<&'a Path>,
     /// The process of the container that `NamespaceMode::Target` names, found by the caller, who has checked that it runs.
     pub target_pid: Option<i32>,
     pub files: &'a SandboxFiles,

@@ -13,8 +13,8 @@ use oci_spec::runtime::Mount;
 
 use crate::{
     error::Error,
-    model::{Propagation, VolumeMount},
-    oci::SandboxFiles,
+    model::{IdMapping, Propagation, VolumeMount},
+    oci::{SandboxFiles, namespaces::mapping},
 };
 
 /// A CRI mount whose source is known to exist, free of symlinks, and fit for the propagation asked for.
@@ -25,6 +25,8 @@ pub struct ResolvedMount {
     pub readonly: bool,
     pub recursive_readonly: bool,
     pub propagation: Propagation,
+    /// The ids that the mount shows, for volumes of pods with a user namespace.
+    pub mapping: Option<(Vec<IdMapping>, Vec<IdMapping>)>,
 }
 
 /// Looks up every mount's source: symlinks resolved, a missing directory made (0755, as kubelet's hostPath relies on),
@@ -48,8 +50,8 @@ fn check(mount: &VolumeMount) -> Result<(), Error> {
     if !Path::new(&mount.host_path).is_absolute() {
         return Err(Error::Invalid(format!("mount {at:?}: host_path {:?} is not absolute", mount.host_path)));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::Unsupported(format!("mount {at:?}: uid_mappings and gid_mappings are not supported")));
+    if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
+        return Err(Error::Invalid(format!("mount {at:?}: uid_mappings and gid_mappings are set together")));
     }
     if mount.selinux_relabel && Path::new("/sys/fs/selinux/enforce").exists() {
         return Err(Error::Unsupported(format!("mount {at:?}: selinux_relabel is not supported")));
@@ -72,6 +74,7 @@ fn resolve(mount: &VolumeMount, table: &[MountPoint]) -> Result<ResolvedMount, E
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_readonly,
         propagation: mount.propagation,
+        mapping: (!mount.uid_mappings.is_empty()).then(|| (mount.uid_mappings.clone(), mount.gid_mappings.clone())),
     })
 }
 
@@ -220,7 +223,12 @@ pub(super) fn volume(volume: &ResolvedMount) -> Mount {
         (true, false) => "ro",
         (false, false) => "rw",
     };
-    bind(volume.destination.clone(), &volume.source, &["rbind", propagation, access])
+    let mut mount = bind(volume.destination.clone(), &volume.source, &["rbind", propagation, access]);
+    if let Some((uids, gids)) = &volume.mapping {
+        let all = |ids: &[IdMapping]| Some(ids.iter().map(mapping).collect());
+        mount.set_uid_mappings(all(uids)).set_gid_mappings(all(gids));
+    }
+    mount
 }
 
 /// The propagation that the root needs, so that a volume's own can reach the host or come from it.
@@ -312,7 +320,7 @@ mod tests {
         insta::assert_snapshot!(table.join("\n"), @r##"
         mount "/a": recursive_read_only requires readonly
         mount "/a": recursive_read_only requires propagation private
-        mount "/a": uid_mappings and gid_mappings are not supported
+        mount "/a": uid_mappings and gid_mappings are set together
         mount "/a": host_path is empty (image volumes are not supported)
         mount "/a": host_path "tmp" is not absolute
         mount: container_path is empty

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType};
 
 use crate::{
     error::Error,
     host::CgroupMode,
-    model::{NamespaceMode, Namespaces},
+    model::{IdMapping, NamespaceMode, Namespaces},
 };
 
 /// Whether the pod lives in the host's network. Then it also has the host's name: no UTS namespace of its own.
@@ -16,8 +16,11 @@ pub(super) fn host_network(namespaces: &Namespaces) -> bool {
 }
 
 /// Those of a pause container.
-pub(super) fn of_pod(modes: &Namespaces, netns: Option<&Path>) -> Result<Vec<LinuxNamespace>, Error> {
-    refuse_user(modes)?;
+pub(super) fn of_pod(
+    modes: &Namespaces,
+    netns: Option<&Path>,
+    userns: Option<&Path>,
+) -> Result<Vec<LinuxNamespace>, Error> {
     let mut found = vec![new(LinuxNamespaceType::Mount)];
     if modes.pid != NamespaceMode::Node {
         found.push(new(LinuxNamespaceType::Pid));
@@ -30,6 +33,7 @@ pub(super) fn of_pod(modes: &Namespaces, netns: Option<&Path>) -> Result<Vec<Lin
         found.push(new(LinuxNamespaceType::Uts));
         found.push(joined(LinuxNamespaceType::Network, netns.to_owned()));
     }
+    found.extend(userns.map(|pinned| joined(LinuxNamespaceType::User, pinned.to_owned())));
     Ok(found)
 }
 
@@ -38,6 +42,7 @@ pub(super) struct Container<'a> {
     pub(super) modes: &'a Namespaces,
     pub(super) sandbox_pid: i32,
     pub(super) netns: Option<&'a Path>,
+    pub(super) userns: Option<&'a Path>,
     pub(super) target_pid: Option<i32>,
     pub(super) cgroup: CgroupMode,
     pub(super) privileged: bool,
@@ -45,7 +50,6 @@ pub(super) struct Container<'a> {
 
 /// Those of a container: network, IPC and UTS are always the pause process's, which has the host's where the pod has.
 pub(super) fn of_container(container: &Container<'_>) -> Result<Vec<LinuxNamespace>, Error> {
-    refuse_user(container.modes)?;
     let of_pause = |kind: LinuxNamespaceType, file: &str| {
         joined(kind, PathBuf::from(format!("/proc/{}/ns/{file}", container.sandbox_pid)))
     };
@@ -71,6 +75,7 @@ pub(super) fn of_container(container: &Container<'_>) -> Result<Vec<LinuxNamespa
         of_pause(LinuxNamespaceType::Uts, "uts"),
         network,
     ];
+    found.extend(container.userns.map(|pinned| joined(LinuxNamespaceType::User, pinned.to_owned())));
     // With version 1 the mounts below /sys/fs/cgroup already show a container only its own part.
     if container.cgroup == CgroupMode::V2 && !container.privileged {
         found.push(new(LinuxNamespaceType::Cgroup));
@@ -78,13 +83,15 @@ pub(super) fn of_container(container: &Container<'_>) -> Result<Vec<LinuxNamespa
     Ok(found)
 }
 
-fn refuse_user(modes: &Namespaces) -> Result<(), Error> {
-    match modes.user {
-        Some(_) => {
-            Err(Error::Unsupported("namespace_options.userns_options: user namespaces are not supported".into()))
-        }
-        None => Ok(()),
-    }
+/// The lines of `/proc/PID/uid_map` and `gid_map` of a pod with a user namespace, as the runtime wants to be told them.
+pub(super) fn mappings(modes: &Namespaces) -> (Option<Vec<LinuxIdMapping>>, Option<Vec<LinuxIdMapping>>) {
+    let Some(user) = &modes.user else { return (None, None) };
+    (Some(vec![mapping(&user.uid)]), Some(vec![mapping(&user.gid)]))
+}
+
+pub(super) fn mapping(ids: &IdMapping) -> LinuxIdMapping {
+    let built = LinuxIdMappingBuilder::default().container_id(ids.container).host_id(ids.host).size(ids.length).build();
+    built.expect("every field has a default")
 }
 
 fn new(kind: LinuxNamespaceType) -> LinuxNamespace {

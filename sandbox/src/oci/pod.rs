@@ -71,9 +71,12 @@ fn linux(input: &PodInput<'_>) -> Result<Linux, Error> {
     )?;
     let mut limits = resources::of_pod();
     limits.set_devices(Some(devices::all_denied()));
+    let (uids, gids) = namespaces::mappings(&pod.namespaces);
     let mut linux = Linux::default();
     linux
-        .set_namespaces(Some(namespaces::of_pod(&pod.namespaces, input.netns)?))
+        .set_namespaces(Some(namespaces::of_pod(&pod.namespaces, input.netns, input.userns)?))
+        .set_uid_mappings(uids)
+        .set_gid_mappings(gids)
         .set_sysctl(Some(sysctls(input)?))
         .set_cgroups_path(Some(cgroup::path(&pod.cgroup_parent, input.id, input.handler.systemd_cgroup)?))
         .set_resources(Some(limits))
@@ -94,6 +97,8 @@ fn sysctls(input: &PodInput<'_>) -> Result<HashMap<String, String>, Error> {
         return Ok(found);
     }
     found.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
-    found.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| "0 2147483647".into());
+    // The kernel takes only groups that the namespace has.
+    let last = input.pod.namespaces.user.as_ref().map_or(2_147_483_647, |user| user.gid.length.saturating_sub(1));
+    found.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| format!("0 {last}"));
     Ok(found)
 }

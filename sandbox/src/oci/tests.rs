@@ -12,8 +12,8 @@ use crate::{
     error::Error,
     host::{CgroupMode, Host},
     model::{
-        Capabilities, ContainerName, ContainerSpec, ContainerUser, Id, Image, NamespaceMode, Namespaces, PodName,
-        PodSpec, Propagation, Resources, RunAs, SecurityProfile, StringMap,
+        Capabilities, ContainerName, ContainerSpec, ContainerUser, Id, IdMapping, Image, NamespaceMode, Namespaces,
+        PodName, PodSpec, Propagation, Resources, RunAs, SecurityProfile, StringMap, UserNamespace,
     },
 };
 
@@ -56,6 +56,10 @@ impl World {
         (self.pod.namespaces.network != NamespaceMode::Node).then(|| Path::new("/run/netns/pod"))
     }
 
+    fn userns(&self) -> Option<&Path> {
+        self.pod.namespaces.user.is_some().then(|| Path::new("/pod/user"))
+    }
+
     fn try_pod(&self) -> Result<Spec, Error> {
         pod(&PodInput {
             id: &self.sandbox_id,
@@ -63,6 +67,7 @@ impl World {
             image: &self.image,
             user: &self.user,
             netns: self.netns(),
+            userns: self.userns(),
             files: &self.files,
             host: &self.host,
             handler: &self.handler,
@@ -80,6 +85,7 @@ impl World {
             pod: &self.pod,
             sandbox_pid: 42,
             netns: self.netns(),
+            userns: self.userns(),
             target_pid: None,
             files: &self.files,
             user: &self.user,
@@ -282,6 +288,7 @@ fn mounts_are_merged_by_destination_parents_first() {
         readonly,
         recursive_readonly: false,
         propagation,
+        mapping: None,
     };
     world.mounts = vec![
         mount("/data/deep/er", Propagation::HostToContainer, false),
@@ -319,6 +326,46 @@ fn what_cannot_be_kept_is_refused_by_name() {
         readonly: true,
         recursive_readonly: true,
         propagation: Propagation::Private,
+        mapping: None,
     }];
     assert!(world.refused().starts_with("RROUnsupported"));
+    world.mounts[0].recursive_readonly = false;
+    world.mounts[0].mapping = Some((vec![one_range()], vec![one_range()]));
+    assert_eq!(
+        world.refused(),
+        "mount /d: uid_mappings and gid_mappings: the runtime or the kernel has no mapped mounts"
+    );
+}
+
+fn one_range() -> IdMapping {
+    IdMapping { container: 0, host: 100_000, length: 65_536 }
+}
+
+#[test]
+fn a_user_namespace_is_joined_with_its_mapping_and_maps_volumes() {
+    let mut world = World::new();
+    let user = UserNamespace { uid: one_range(), gid: one_range() };
+    world.pod.namespaces.user = Some(user.clone());
+    let namespace = serde_json::json!({"type": "user", "path": "/pod/user"});
+    let ids = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let pod = world.pod();
+    assert!(pod["linux"]["namespaces"].as_array().unwrap().contains(&namespace));
+    assert_eq!((&pod["linux"]["uidMappings"], &pod["linux"]["gidMappings"]), (&ids, &ids));
+    assert_eq!(pod["linux"]["sysctl"]["net.ipv4.ping_group_range"], "0 65535");
+    assert_eq!(world.refused(), "userns_options of the container differ from those of its pod");
+    world.container.namespaces.user = Some(user);
+    world.handler.mapped_mounts = true;
+    world.mounts = vec![ResolvedMount {
+        destination: "/d".into(),
+        source: "/d".into(),
+        readonly: false,
+        recursive_readonly: false,
+        propagation: Propagation::Private,
+        mapping: Some((vec![one_range()], vec![one_range()])),
+    }];
+    let container = world.container();
+    assert!(container["linux"]["namespaces"].as_array().unwrap().contains(&namespace));
+    assert_eq!(container["linux"]["uidMappings"], ids);
+    let volume = container["mounts"].as_array().unwrap().iter().find(|mount| mount["destination"] == "/d").unwrap();
+    assert_eq!((&volume["uidMappings"], &volume["gidMappings"]), (&ids, &ids));
 }

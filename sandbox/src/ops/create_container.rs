@@ -66,7 +66,7 @@ fn make(
     resolved.extend(volumes::make(world, container, &root, &resolved)?);
     let mut pod_spec = pod.spec.clone();
     pod_spec.cgroup_parent = world.cgroup_parent(pod).to_owned();
-    let netns = world.netns(pod);
+    let (netns, userns) = (world.netns(pod), world.userns(pod));
     let spec = oci::container(&ContainerInput {
         id,
         container: request,
@@ -77,6 +77,7 @@ fn make(
             .pid
             .ok_or_else(|| Error::Precondition(format!("sandbox container {:?} is not running", pod.id.as_str())))?,
         netns: netns.as_deref(),
+        userns: userns.as_deref(),
         target_pid,
         files: &world.paths.pod_files(&pod.id, pod.host_ipc()),
         user: &user,

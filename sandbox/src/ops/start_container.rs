@@ -47,6 +47,7 @@ fn new_task(world: &World, pod: &PodRecord, container: &ContainerRecord) -> NewT
         stdout: output.clone(),
         // A terminal has one stream.
         stderr: if container.spec.tty { String::new() } else { output },
+        io_owner: pod.root_on_host(),
     }
 }
 

@@ -54,8 +54,13 @@ async fn undo(world: &Arc<World>, pod: &PodRecord) -> (Option<Error>, bool) {
 
 async fn start(world: &Arc<World>, pod: &PodRecord, operation: &Operation) -> Result<Started, Error> {
     if let Some(netns) = world.netns(pod) {
-        let node = Arc::clone(&world.node);
-        operation.blocking(move || node.pin_netns(&netns)).await?;
+        let (node, mapping, userns) =
+            (Arc::clone(&world.node), pod.spec.namespaces.user.clone(), world.paths.userns(&pod.id));
+        let pin = move || match mapping {
+            Some(mapping) => node.pin_userns(&userns, &netns, &mapping),
+            None => node.pin_netns(&netns),
+        };
+        operation.blocking(pin).await?;
     }
     let (network, (oci_spec, shim)) = tokio::try_join!(attach(world, pod), make_pause(world, pod, operation))?;
     let (starting, id) = (Arc::clone(&shim), pod.id.clone());
@@ -80,7 +85,8 @@ async fn make_pause(
     let oci_spec = operation.blocking(move || write_files(&for_files, &record)).await?;
     let bundle = world.bundle(pod, &pod.id);
     let (world, path, handler) = (Arc::clone(world), bundle.path.clone(), bundle.handler.clone());
-    let task = NewTask { id: pod.id.to_string(), bundle: path, handler, ..NewTask::default() };
+    let io_owner = pod.root_on_host();
+    let task = NewTask { id: pod.id.to_string(), bundle: path, handler, io_owner, ..NewTask::default() };
     let created = operation.step(async move {
         let shim = world.launcher.launch(bundle).await?;
         // The pid of a created container is that of the OCI runtime's init; the start answers with the same.
@@ -104,13 +110,14 @@ fn write_files(world: &World, pod: &PodRecord) -> Result<serde_json::Value, Erro
     let profile = seccomp::read_profile(&pod.spec.seccomp)?;
     let mut spec = pod.spec.clone();
     spec.cgroup_parent = world.cgroup_parent(pod).to_owned();
-    let netns = world.netns(pod);
+    let (netns, userns) = (world.netns(pod), world.userns(pod));
     let spec = oci::pod(&PodInput {
         id: &pod.id,
         pod: &spec,
         image: &pod.image,
         user: &user,
         netns: netns.as_deref(),
+        userns: userns.as_deref(),
         files: &files,
         host: &world.host,
         handler: &handler_options(world.handler(&pod.handler)?),

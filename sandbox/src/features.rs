@@ -1,0 +1,137 @@
+//! What the OCI runtime of a handler can do, as its own `features` command says, and the kernel with it.
+
+use std::{collections::BTreeMap, process::Stdio, time::Duration};
+
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::{Config, Handler, host};
+
+/// How long the runtime may take to say what it can do.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What pods of a handler may ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Mounts that are read-only with all that is mounted below them.
+    pub recursive_readonly_mounts: bool,
+    /// Pods with a user namespace of their own, and root file systems and volumes mapped to it.
+    pub user_namespaces: bool,
+}
+
+/// Fills in the features of every handler. One whose runtime cannot be asked has none, and the log says why.
+pub async fn probe(mut config: Config) -> Config {
+    let kernel = host::kernel();
+    let mut known: BTreeMap<String, Features> = BTreeMap::new();
+    for (name, handler) in &mut config.handlers {
+        // Only runc's own shim says by its options which binary it runs.
+        if handler.runtime_type != "io.containerd.runc.v2" {
+            continue;
+        }
+        let binary = binary(handler);
+        let features = match known.get(&binary) {
+            Some(features) => *features,
+            None => ask(&binary).await.map_or_else(
+                |error| {
+                    tracing::warn!(handler = name, error, "the runtime does not say what it can do");
+                    Features::default()
+                },
+                |told| told.on(kernel),
+            ),
+        };
+        known.insert(binary, features);
+        handler.features = features;
+    }
+    config
+}
+
+fn binary(handler: &Handler) -> String {
+    if handler.binary_name.is_empty() { "runc".to_owned() } else { handler.binary_name.clone() }
+}
+
+async fn ask(binary: &str) -> Result<Told, String> {
+    let mut command = Command::new(binary);
+    command.arg("features").stdin(Stdio::null()).process_group(0).kill_on_drop(true);
+    let output = tokio::time::timeout(DEADLINE, command.output());
+    let output = output.await.map_err(|_| format!("{binary} features: not done within {DEADLINE:?}"))?;
+    let output = output.map_err(|error| format!("{binary} features: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{binary} features: {}", output.status));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("{binary} features: {error}"))
+}
+
+/// The parts of the runtime specification's features document that count here. All of it is optional.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Told {
+    mount_options: Vec<String>,
+    linux: Linux,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Linux {
+    namespaces: Vec<String>,
+    mount_extensions: MountExtensions,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct MountExtensions {
+    idmap: Idmap,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Idmap {
+    enabled: Option<bool>,
+}
+
+impl Told {
+    fn on(&self, kernel: (u32, u32)) -> Features {
+        let has = |list: &[String], wanted: &str| list.iter().any(|item| item == wanted);
+        Features {
+            // mount_setattr(2) is of 5.12.
+            recursive_readonly_mounts: has(&self.mount_options, "rro") && kernel >= (5, 12),
+            // Layers of an overlay can be mapped since 5.19.
+            user_namespaces: has(&self.linux.namespaces, "user")
+                && self.linux.mount_extensions.idmap.enabled == Some(true)
+                && kernel >= (5, 19),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(json: &str) -> Told {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_feature_needs_the_runtime_and_the_kernel() {
+        let new = told(
+            r#"{"ociVersionMax": "1.3.0", "mountOptions": ["ro", "rro"],
+                "linux": {"namespaces": ["net", "user"], "mountExtensions": {"idmap": {"enabled": true}}}}"#,
+        );
+        let both = Features { recursive_readonly_mounts: true, user_namespaces: true };
+        assert_eq!(new.on((6, 18)), both);
+        assert_eq!(new.on((5, 15)), Features { user_namespaces: false, ..both });
+        assert_eq!(new.on((5, 10)), Features::default());
+    }
+
+    #[test]
+    fn a_runtime_without_mapped_mounts_has_no_user_namespaces() {
+        let old = told(r#"{"mountOptions": ["rro"], "linux": {"namespaces": ["user"]}}"#);
+        assert_eq!(old.on((6, 18)), Features { recursive_readonly_mounts: true, user_namespaces: false });
+        assert_eq!(told("{}").on((6, 18)), Features::default());
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_is_not_there_is_told_by_its_name() {
+        let error = ask("/nonexistent/runc").await.unwrap_err();
+        assert!(error.starts_with("/nonexistent/runc features: "), "{error}");
+    }
+}
