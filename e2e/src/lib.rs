@@ -1,1 +1,19 @@
-//! placeholder
+//! What the black-box tests are made of: a node of the built binaries, a registry with images made on the spot, a CRI
+//! client, and the check that a test left nothing on the machine.
+//!
+//! Nothing here links the daemon: it is driven by its sockets, its files and its signals, as a kubelet would.
+//! A failure panics with what was expected and what the daemon logged.
+
+#![expect(clippy::unwrap_used, reason = "everything here is test code")]
+
+pub mod client;
+pub mod command;
+pub mod crilog;
+pub mod fixture;
+pub mod image;
+pub mod layer;
+pub mod leakcheck;
+pub mod node;
+pub mod push;
+pub mod registry;
+pub mod wait;
