@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::address::{self, Address, DEFAULT_SOCKET_DIR, SocketName};
 use crate::bootstrap::Request;
@@ -37,15 +37,25 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), Failure> {
         group: &group,
     }
     .address()?;
-    if let Some(listener) = claim(&address)? {
-        launch(arguments, &bundle, listener)?;
-    }
+    let server = claim(&address)?.map(|listener| launch(arguments, &bundle, listener)).transpose()?;
     if let Request::Legacy { .. } = request {
         record_address(&bundle, &address)?;
     }
     let mut output = io::stdout().lock();
-    output.write_all(&request.reply(&address))?;
-    Ok(output.flush()?)
+    let told = output.write_all(&request.reply(&address)).and_then(|()| output.flush());
+    match (told, server) {
+        (Err(error), Some(server)) => Err(abandon(server, &address, &error)),
+        (told, _) => Ok(told?),
+    }
+}
+
+/// The daemon has died meanwhile, so nobody will ever know of the server: it is taken back, with its socket.
+fn abandon(mut server: Child, address: &Address, why: &io::Error) -> Failure {
+    let ended = server.kill().and_then(|()| server.wait()).and_then(|_| fs::remove_file(address.socket_path()));
+    match ended {
+        Ok(()) => format!("nobody takes the address of the new shim, so it was ended: {why}").into(),
+        Err(error) => format!("nobody takes the address of the new shim ({why}), and it cannot be ended: {error}").into(),
+    }
 }
 
 /// containerd 1.x leaves it to the shim to write down where it is; without this file a restarted daemon takes the shim
@@ -84,7 +94,7 @@ fn claim(address: &Address) -> Result<Option<UnixListener>, Failure> {
     Err(format!("another start has taken {} in this moment; try again", path.display()).into())
 }
 
-fn launch(arguments: &Arguments, bundle: &Path, listener: UnixListener) -> Result<(), Failure> {
+fn launch(arguments: &Arguments, bundle: &Path, listener: UnixListener) -> Result<Child, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["-namespace", &arguments.namespace, "-id", &arguments.id, "-address", &arguments.address])
@@ -97,7 +107,7 @@ fn launch(arguments: &Arguments, bundle: &Path, listener: UnixListener) -> Resul
     }
     let server = command.spawn()?;
     raise_oom_score(server.id());
-    Ok(())
+    Ok(server)
 }
 
 /// The daemon's FIFO for our log lines. Opened for reading as well: then neither open nor write ever waits for it.
