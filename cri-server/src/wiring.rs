@@ -1,6 +1,6 @@
 //! The daemon's configuration as each part wants it: no part sees a key that is not its own.
 
-use std::{collections::BTreeMap, env, path::PathBuf};
+use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 
 use image_service::{
     images,
