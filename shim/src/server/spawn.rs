@@ -54,7 +54,9 @@ fn abandon(mut server: Child, address: &Address, why: &io::Error) -> Failure {
     let ended = server.kill().and_then(|()| server.wait()).and_then(|_| fs::remove_file(address.socket_path()));
     match ended {
         Ok(()) => format!("nobody takes the address of the new shim, so it was ended: {why}").into(),
-        Err(error) => format!("nobody takes the address of the new shim ({why}), and it cannot be ended: {error}").into(),
+        Err(error) => {
+            format!("nobody takes the address of the new shim ({why}), and it cannot be ended: {error}").into()
+        }
     }
 }
 
