@@ -79,6 +79,7 @@ impl Crictl {
                 }
                 if Instant::now() > end {
                     child.kill().unwrap();
+                    child.wait().unwrap();
                     panic!("crictl {arguments:?} did not end; it printed {printed:?}");
                 }
                 continue;

@@ -1,7 +1,5 @@
 //! Stop and Remove succeed when there is nothing left to do, in any state and as often as they are asked.
 
-#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
-
 use api::cri::{ContainerState, PodSandboxState};
 use tonic::Code;
 use windlass_e2e::{

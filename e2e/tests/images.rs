@@ -1,7 +1,5 @@
 //! Images as CRI shows them, and what a container sees of their layers.
 
-#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
-
 use std::collections::BTreeSet;
 
 use api::cri;

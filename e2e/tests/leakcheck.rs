@@ -1,7 +1,5 @@
 //! The check that a test left nothing is only worth something if it sees what is there.
 
-#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
-
 use std::collections::BTreeSet;
 
 use windlass_e2e::{

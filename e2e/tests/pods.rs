@@ -1,7 +1,5 @@
 //! The life of a pod: pulled through a mirror, run, started, logged, looked into, stopped and removed.
 
-#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
-
 use std::time::{Duration, Instant};
 
 use api::cri::{self, ContainerState, PodSandboxState};
@@ -126,7 +124,10 @@ async fn privileged_a_container_that_ignores_the_stop_signal_is_killed_after_its
     client.start(&app).await.unwrap();
     wait::until_ok("it is deaf", SOON, || match node.log_of("stubborn", "app").as_slice() {
         [] => Err("nothing is logged".to_owned()),
-        lines => Ok(assert_eq!(lines, [LogLine::new("stdout", "deaf")])),
+        lines => {
+            assert_eq!(lines, [LogLine::new("stdout", "deaf")]);
+            Ok(())
+        }
     })
     .await;
     let begin = Instant::now();

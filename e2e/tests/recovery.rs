@@ -1,7 +1,5 @@
 //! The daemon is killed and started again; pods and their containers do not notice.
 
-#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
-
 use std::{fs, time::Duration};
 
 use api::cri::{self, ContainerState, PodSandboxState};

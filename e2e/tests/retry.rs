@@ -1,7 +1,5 @@
 //! A client that gave up asks again: it joins what runs, and never meets a name that is taken by its own first try.
 
-#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
-
 use std::{fs, time::Duration};
 
 use tonic::Code;

@@ -143,7 +143,7 @@ where
         let part: Vec<V> = views.by_ref().take(AT_ONCE).collect();
         (!part.is_empty()).then_some(part)
     });
-    futures_util::StreamExt::then(tokio_stream::iter(parts), move |part| read(part))
+    futures_util::StreamExt::then(tokio_stream::iter(parts), read)
 }
 
 #[cfg(test)]

@@ -59,7 +59,11 @@ async fn run_task(tasks: &Arc<Tasks>, call: &Call) -> Result<Vec<u8>, Status> {
         }
         "Kill" => empty(super::kill::kill(tasks, &call.decode()?).await),
         "Delete" => encode(done(super::remove::delete(tasks, &call.decode()?).await)?),
-        "State" => encode(done(tasks.query(&call.decode()?))?),
+        "State" => {
+            let request = call.decode::<task::StateRequest>()?;
+            tasks.settled(&request.id).await;
+            encode(done(tasks.query(&request))?)
+        }
         "Pids" => encode(done(tasks.pids(&call.decode()?))?),
         "Pause" => empty(super::control::pause(tasks, &call.decode::<task::PauseRequest>()?.id).await),
         "Resume" => empty(super::control::resume(tasks, &call.decode::<task::ResumeRequest>()?.id).await),

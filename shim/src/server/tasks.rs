@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::proto::{self, process::Status, runc, task};
@@ -23,6 +24,8 @@ pub(crate) struct Tasks {
     pub(crate) events: Publisher,
     pub(crate) io: IoContext,
     pub(crate) shutdown: CancellationToken,
+    /// Told whenever a creation has ended.
+    settled: Notify,
     state: Mutex<State>,
 }
 
@@ -57,7 +60,8 @@ impl Tasks {
         io: IoContext,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { namespace: namespace.to_owned(), reaper, events, io, shutdown, state: Mutex::default() }
+        let (settled, state) = (Notify::new(), Mutex::default());
+        Self { namespace: namespace.to_owned(), reaper, events, io, shutdown, settled, state }
     }
 
     /// Guards two collections for single look-ups and changes; never held across an await or a runtime call.
@@ -71,6 +75,21 @@ impl Tasks {
             return Err(TaskError::AlreadyExists(format!("container {id} exists in this shim")));
         }
         Ok(Reservation { tasks: self.clone(), id: id.to_owned() })
+    }
+
+    /// Waits for a creation that is under way. A daemon that was killed meanwhile asks what there is before it takes all
+    /// down; "nothing" would leave it a container, and a shim that then has one refuses to end.
+    pub(crate) async fn settled(&self, id: &str) {
+        loop {
+            let settled = self.settled.notified();
+            let mut settled = std::pin::pin!(settled);
+            // Registered before the look, so that an end between the two is not missed.
+            settled.as_mut().enable();
+            if !self.state().creating.contains(id) {
+                return;
+            }
+            settled.await;
+        }
     }
 
     pub(crate) fn insert(&self, container: Arc<Container>) {
@@ -203,5 +222,6 @@ pub(crate) struct Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.tasks.state().creating.remove(&self.id);
+        self.tasks.settled.notify_waiters();
     }
 }

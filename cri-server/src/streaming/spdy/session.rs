@@ -392,7 +392,7 @@ async fn open_stream(shared: &Arc<Shared>, frame: Frame, accepted: &mpsc::Sender
 async fn data_frame(shared: &Shared, id: u32, data: &[u8], fin: bool) -> Result<(), Broken> {
     let stream = {
         let table = shared.table();
-        if id == 0 || id % 2 == 0 || id > table.last {
+        if id == 0 || id.is_multiple_of(2) || id > table.last {
             return Err(Broken::NeverOpened(id));
         }
         // A stream that has ended here may still be written to by a peer that does not know yet.
