@@ -116,7 +116,12 @@ impl Stats {
 
     /// The same with what only metrics show, which takes longer: every open file of every process is looked at.
     pub async fn metrics(&self, views: Vec<Arc<PodView>>) -> Result<Vec<PodMetrics>, Error> {
-        self.blocking(move |reader| reader.pods(views).into_iter().map(|pod| reader.detail(pod)).collect()).await
+        self.blocking(move |reader| {
+            // All layers are in one or two places: each is looked at once.
+            let mut known = BTreeMap::new();
+            reader.pods(views).into_iter().map(|pod| reader.detail(pod, &mut known)).collect()
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(&self, read: impl FnOnce(&Reader) -> T + Send + 'static) -> Result<T, Error> {
@@ -183,7 +188,7 @@ impl Reader {
         }
     }
 
-    fn detail(&self, pod: PodStats) -> PodMetrics {
+    fn detail(&self, pod: PodStats, known: &mut BTreeMap<PathBuf, Option<Filesystem>>) -> PodMetrics {
         let mut processes = BTreeMap::new();
         let mut filesystems = BTreeMap::new();
         for container in &pod.containers {
@@ -193,9 +198,10 @@ impl Reader {
             {
                 processes.insert(view.id.clone(), process::read(*pid, &self.hierarchy.processes(&directory)));
             }
-            let layer = container.layer.as_ref();
-            if let Some(filesystem) = layer.and_then(|layer| self.layers.filesystem(&layer.root)) {
-                filesystems.insert(view.id.clone(), filesystem);
+            let Some(Layer { root, .. }) = &container.layer else { continue };
+            let filesystem = known.entry(root.clone()).or_insert_with(|| self.layers.filesystem(root));
+            if let Some(filesystem) = filesystem {
+                filesystems.insert(view.id.clone(), filesystem.clone());
             }
         }
         PodMetrics { pod, processes, filesystems }

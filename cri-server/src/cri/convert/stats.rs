@@ -138,7 +138,7 @@ fn to_interface(interface: &Interface) -> cri::NetworkInterfaceUsage {
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "the messages' fields are optional: zero is told from unknown")]
+/// The messages' numbers are optional: zero is told from unknown.
 fn some(value: u64) -> Option<cri::UInt64Value> {
     Some(cri::UInt64Value { value })
 }
