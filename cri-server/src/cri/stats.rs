@@ -131,7 +131,7 @@ async fn pod_stats(stats: &Stats, views: Vec<Arc<PodView>>) -> Result<Vec<cri::P
 /// One message for each part of `views`, read when the last one has been sent. Nothing at all is a stream that just ends.
 pub(super) fn in_parts<V, M, F>(
     views: Vec<V>,
-    mut read: impl FnMut(Vec<V>) -> F + Send + 'static,
+    read: impl FnMut(Vec<V>) -> F + Send + 'static,
 ) -> impl Stream<Item = Result<M, Status>> + Send
 where
     V: Send + 'static,
