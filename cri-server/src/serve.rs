@@ -1,6 +1,7 @@
 //! The gRPC server on the daemon's unix socket.
 
 pub(crate) mod authority;
+mod deadline;
 pub(crate) mod socket;
 
 use std::io;
@@ -34,6 +35,7 @@ pub(crate) async fn serve(
         Some((accepted, listener))
     });
     Server::builder()
+        .layer(tower::layer::layer_fn(deadline::Deadline))
         .add_service(
             RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(receive).max_encoding_message_size(send),
         )

@@ -13,6 +13,7 @@ mod remote_command;
 mod server;
 mod spdy;
 mod tokens;
+mod websocket;
 
 #[cfg(test)]
 mod tests;

@@ -235,7 +235,7 @@ async fn copy_resize(stream: Option<StreamReader>, process: mpsc::Sender<(u16, u
 
 /// The resize stream: JSON objects one after the other, cut anywhere.
 #[derive(Default)]
-struct Sizes {
+pub(super) struct Sizes {
     partial: BytesMut,
 }
 
@@ -252,7 +252,7 @@ const MAX_SIZE: usize = 1024;
 
 impl Sizes {
     /// The sizes that `bytes` complete. A size with a zero says that the client does not know, and is left out.
-    fn read(&mut self, bytes: &[u8]) -> Result<Vec<(u16, u16)>, serde_json::Error> {
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Vec<(u16, u16)>, serde_json::Error> {
         self.partial.extend_from_slice(bytes);
         let mut sizes = Vec::new();
         let mut objects = serde_json::Deserializer::from_slice(&self.partial).into_iter::<Size>();
@@ -274,7 +274,7 @@ impl Sizes {
 }
 
 /// What the error stream says at the end. Before v4 it is text, and success says nothing.
-fn status(version: Version, command: &Command, ended: Result<i32, Error>) -> Option<Bytes> {
+pub(super) fn status(version: Version, command: &Command, ended: Result<i32, Error>) -> Option<Bytes> {
     let code = match (command, &ended) {
         // The client of attach asked for streams, not for the process's fate.
         (Command::Attach(_), Ok(_)) => 0,

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! GET|POST /{exec,attach,portforward}/<token>
-//!   404 no such token    400 no known Upgrade    403 no common protocol    101 ──► spdy ──► remote_command | port_forward
+//!   404 no such token    400 no known Upgrade    403 no common protocol
+//!   101 SPDY/3.1  ──► spdy ──► remote_command | port_forward
+//!   101 websocket ──► websocket: command, or a tunnel ──► spdy ──► port_forward
 //! ```
 //!
 //! A token is spent by the first request that names it, whatever comes of it. Every task is tracked: connections until
@@ -28,6 +30,7 @@ use super::{
     Action, Shared, port_forward,
     remote_command::{self, Version},
     spdy::{Connection, Limits},
+    websocket::{self, command::Protocol, tunnel},
 };
 
 /// Accepts until `stop`, then ends what runs and waits for it.
@@ -67,6 +70,8 @@ fn keep_alive(socket: &TcpStream) -> io::Result<()> {
 const PROTOCOL_VERSION: &str = "x-stream-protocol-version";
 const ACCEPTED_VERSIONS: &str = "x-accepted-stream-protocol-versions";
 const SPDY: &str = "SPDY/3.1";
+const WEBSOCKET: &str = "websocket";
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
 #[derive(Clone)]
 struct Server {
@@ -77,8 +82,20 @@ struct Server {
 
 /// What the upgraded connection is for.
 enum Session {
-    Command { container: sandbox::model::Id, command: remote_command::Command, version: Version },
+    Command {
+        container: sandbox::model::Id,
+        command: remote_command::Command,
+        version: Version,
+    },
     PortForward(port_forward::Target),
+    /// The first, over WebSocket.
+    Channels {
+        container: sandbox::model::Id,
+        command: remote_command::Command,
+        protocol: Protocol,
+    },
+    /// The second, over SPDY over WebSocket.
+    Tunnel(port_forward::Target),
 }
 
 impl Server {
@@ -110,8 +127,11 @@ impl Server {
                 "no such request: it was never made, was used, or is over a minute old",
             );
         };
-        if !asks_for_spdy(request.headers()) {
-            return refusal(StatusCode::BAD_REQUEST, "unable to upgrade: only SPDY/3.1 is served yet");
+        if asks_for(request.headers(), WEBSOCKET) {
+            return self.websocket(request, action);
+        }
+        if !asks_for(request.headers(), SPDY) {
+            return refusal(StatusCode::BAD_REQUEST, "unable to upgrade: only SPDY/3.1 and websocket are served");
         }
         let offered = offered_protocols(request.headers());
         let (agreed, session) = match action {
@@ -133,7 +153,51 @@ impl Server {
         let upgrade = hyper::upgrade::on(&mut request);
         // Boxed: the session's future is large, and the tracker would move it about.
         self.tasks.spawn(Box::pin(self.clone().session(upgrade, session)));
-        switching(agreed, !offered.is_empty())
+        let mut response = switching(SPDY);
+        if !offered.is_empty() {
+            response.headers_mut().insert(PROTOCOL_VERSION, HeaderValue::from_static(agreed));
+        }
+        response
+    }
+
+    /// The same over WebSocket. Its handshake has headers of its own.
+    fn websocket(&self, mut request: Request<Incoming>, action: Action) -> Response<Full<Bytes>> {
+        let headers = request.headers();
+        let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok());
+        let version = headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+        let (Some(key), true) = (key, version) else {
+            return refusal(StatusCode::BAD_REQUEST, "unable to upgrade: not a handshake of WebSocket version 13");
+        };
+        let accept = websocket::accept(key);
+        let offered: Vec<String> = words(headers, header::SEC_WEBSOCKET_PROTOCOL.as_str()).map(str::to_owned).collect();
+        let (agreed, session) = match action {
+            Action::Command { container, command } => {
+                let known = Protocol::ALL.map(|protocol| (protocol.name, protocol));
+                let Some(protocol) = agree(&offered, &known, Protocol::ALL[Protocol::ALL.len() - 1]) else {
+                    return no_common_protocol(&offered, &Protocol::ALL.map(|protocol| protocol.name));
+                };
+                (protocol.name, Session::Channels { container, command, protocol })
+            }
+            Action::PortForward(target) => {
+                let Some(name) = agree(&offered, &[(TUNNEL, TUNNEL)], TUNNEL) else {
+                    return no_common_protocol(&offered, &[TUNNEL]);
+                };
+                (name, Session::Tunnel(target))
+            }
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        self.tasks.spawn(Box::pin(self.clone().session(upgrade, session)));
+        let mut response = switching(WEBSOCKET);
+        let headers = response.headers_mut();
+        match HeaderValue::try_from(accept) {
+            Ok(accept) => headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept),
+            // Base64 is always a header's value.
+            Err(_) => return refusal(StatusCode::BAD_REQUEST, "unable to upgrade"),
+        };
+        if !offered.is_empty() {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(agreed));
+        }
+        response
     }
 
     /// What the path's token stands for, if it was given for this kind of path.
@@ -167,14 +231,23 @@ impl Server {
                 let (connection, running) = Connection::open(io, Limits { idle, streams: port_forward::STREAMS });
                 tokio::join!(running, port_forward::serve(connection, &target));
             }
+            Session::Channels { container, command, protocol } => {
+                let start = (self.shared.backend)(container, command.clone());
+                websocket::command::serve(io, protocol, &command, start).await;
+            }
+            Session::Tunnel(target) => {
+                let (io, copying) = tunnel::tunnel(io);
+                let (connection, running) = Connection::open(io, Limits { idle, streams: port_forward::STREAMS });
+                tokio::join!(copying, running, port_forward::serve(connection, &target));
+            }
         }
     }
 }
 
-/// `Connection: Upgrade` and `Upgrade: SPDY/3.1`, in any case and among others, as Go's side checks it.
-fn asks_for_spdy(headers: &HeaderMap) -> bool {
+/// `Connection: Upgrade` and `Upgrade: <protocol>`, in any case and among others, as Go's side checks it.
+fn asks_for(headers: &HeaderMap, protocol: &str) -> bool {
     let has = |name, word: &str| words(headers, name).any(|found| found.eq_ignore_ascii_case(word));
-    has(header::CONNECTION.as_str(), "upgrade") && has(header::UPGRADE.as_str(), SPDY)
+    has(header::CONNECTION.as_str(), "upgrade") && has(header::UPGRADE.as_str(), protocol)
 }
 
 /// What the client speaks, from the one it likes best; one header each or one for all.
@@ -195,15 +268,12 @@ fn agree<T: Copy>(offered: &[String], known: &[(&str, T)], oldest: T) -> Option<
     offered.iter().find_map(|name| known.iter().find(|(known, _)| known == name)).map(|(_, protocol)| *protocol)
 }
 
-fn switching(agreed: &'static str, negotiated: bool) -> Response<Full<Bytes>> {
+fn switching(protocol: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static(SPDY));
-    if negotiated {
-        headers.insert(PROTOCOL_VERSION, HeaderValue::from_static(agreed));
-    }
+    headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
     response
 }
 
