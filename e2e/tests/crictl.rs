@@ -163,6 +163,20 @@ async fn privileged_crictl_drives_a_pod_through_its_whole_life() {
     assert!(inspected["info"]["pid"].as_i64().unwrap() > 1, "{}", inspected["info"]);
     assert!(inspected["info"]["runtimeSpec"]["process"].is_object(), "{}", inspected["info"]);
 
+    crictl.run(&["update", "--memory", &(64 << 20).to_string(), "--cpu-share", "512", &app]);
+    let inspected = crictl.json(&["inspect", &app]);
+    assert_eq!(inspected["status"]["resources"]["linux"]["memoryLimitInBytes"], (64 << 20).to_string());
+    assert_eq!(inspected["status"]["resources"]["linux"]["cpuShares"], "512");
+    // The one of cgroup v2, else that of v1.
+    let limit = "cd /sys/fs/cgroup; cat memory.max 2>/dev/null || cat memory/memory.limit_in_bytes";
+    assert_eq!(crictl.run(&["exec", "-s", &app, "sh", "-c", limit]).trim(), (64 << 20).to_string());
+    let refused = crictl.answer(&["update", "--memory", &(32 << 20).to_string(), "--cpuset-cpus", "99999", &app]);
+    assert_ne!(refused.code, Some(0), "no kernel knows so many processors: {refused:?}");
+    assert_eq!(crictl.run(&["exec", "-s", &app, "sh", "-c", limit]).trim(), (64 << 20).to_string());
+    let inspected = crictl.json(&["inspect", &app]);
+    assert_eq!(inspected["status"]["resources"]["linux"]["memoryLimitInBytes"], (64 << 20).to_string());
+    assert_eq!(inspected["status"]["resources"]["linux"]["cpusetCpus"], "");
+
     wait::until_ok("crictl logs shows the first line", SOON, || match crictl.run(&["logs", &app]) {
         text if text == "from the start\n" => Ok(()),
         text => Err(text),

@@ -54,9 +54,15 @@ pub(crate) fn resolve_user(root: &File, run_as: &RunAs, image: &Image) -> Result
 
 /// Writes `config.json`; answers what it holds.
 pub(crate) fn write_config(world: &World, id: &Id, spec: &Spec) -> Result<serde_json::Value, Error> {
-    let failed = |error: io::Error| Error::failed(format!("write the OCI spec of {id}"), error);
-    let value = serde_json::to_value(spec).map_err(|error| failed(error.into()))?;
-    let text = serde_json::to_vec(&value).map_err(|error| failed(error.into()))?;
-    fs::write(world.paths.bundle(id).join("config.json"), text).map_err(failed)?;
+    let value = serde_json::to_value(spec)
+        .map_err(|error| Error::failed(format!("write the OCI spec of {id}"), io::Error::from(error)))?;
+    rewrite_config(world, id, &value)?;
     Ok(value)
+}
+
+/// Writes a stored spec into `config.json`. What is there may be cut short by a crash: the record is what counts.
+pub(crate) fn rewrite_config(world: &World, id: &Id, spec: &serde_json::Value) -> Result<(), Error> {
+    let failed = |error: io::Error| Error::failed(format!("write the OCI spec of {id}"), error);
+    let text = serde_json::to_vec(spec).map_err(|error| failed(error.into()))?;
+    fs::write(world.paths.bundle(id).join("config.json"), text).map_err(failed)
 }

@@ -6,6 +6,7 @@
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use futures_util::future::BoxFuture;
+use oci_spec::runtime::LinuxResources;
 use shim::client::{Extension, TaskClient};
 
 use crate::{Error, Handler, model::Id};
@@ -43,6 +44,9 @@ pub trait Shim: Send + Sync {
 
     /// Signals the task's first process. A task that has ended or is gone needs no signal.
     fn kill<'a>(&'a self, id: &'a Id, signal: i32) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Holds a running task to other limits. One that has ended or is gone needs none.
+    fn update<'a>(&'a self, id: &'a Id, limits: LinuxResources) -> BoxFuture<'a, Result<(), Error>>;
 
     /// Forgets an ended task and frees what it had. One that is gone is deleted.
     fn delete<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<(), Error>>;

@@ -59,6 +59,8 @@ pub(crate) enum ContainerVerb {
     Start,
     Stop,
     Remove,
+    /// Of resources.
+    Update,
 }
 
 /// Whether a pod takes containers: it does while it is ready and nobody stops or removes it.
@@ -129,7 +131,7 @@ pub(crate) fn admit_container(
     in_flight: Option<ContainerVerb>,
     verb: ContainerVerb,
 ) -> Verdict {
-    use ContainerVerb::{Create, Remove, Start, Stop};
+    use ContainerVerb::{Create, Remove, Start, Stop, Update};
     match (in_flight, verb) {
         (Some(Create), Create) | (Some(Start), Start) | (Some(Stop), Stop) | (Some(Remove), Remove) => Verdict::Join,
         (Some(Create | Start), Stop | Remove) => Verdict::Interrupt,
@@ -142,6 +144,12 @@ pub(crate) fn admit_container(
         // The container is there already: a retry of its creation only wants the id.
         (Some(Start), Create) => Verdict::Done,
         (Some(Stop), Create) => Verdict::Deny(Refusal::Taken),
+        // Another update may want other limits, so it does not join. An update has a deadline and ends by itself.
+        (Some(Update), Start | Stop | Remove | Update) => Verdict::Defer,
+        (Some(Update), Create) => Verdict::Done,
+        (Some(Create | Start), Update) => Verdict::Defer,
+        (Some(Stop), Update) => Verdict::Deny(Refusal::WrongState),
+        (Some(Remove), Update) => Verdict::Deny(Refusal::Removing),
         (None, Create) => create(gate, phase),
         (None, Start) => start(gate, phase),
         (None, Stop) => match phase {
@@ -149,6 +157,7 @@ pub(crate) fn admit_container(
             ContainerPhase::New | ContainerPhase::Created | ContainerPhase::Exited => Verdict::Done,
         },
         (None, Remove) => Verdict::Run,
+        (None, Update) => update(gate, phase),
     }
 }
 
@@ -171,6 +180,16 @@ fn start(gate: Gate, phase: ContainerPhase) -> Verdict {
             ContainerPhase::New | ContainerPhase::Running | ContainerPhase::Exited | ContainerPhase::Unknown,
             Gate::Open | Gate::Closed,
         ) => Verdict::Deny(Refusal::WrongState),
+    }
+}
+
+fn update(gate: Gate, phase: ContainerPhase) -> Verdict {
+    match (phase, gate) {
+        (ContainerPhase::Created | ContainerPhase::Running, Gate::Open) => Verdict::Run,
+        (ContainerPhase::Created | ContainerPhase::Running, Gate::Closed) => Verdict::Deny(Refusal::PodNotReady),
+        (ContainerPhase::New | ContainerPhase::Exited | ContainerPhase::Unknown, Gate::Open | Gate::Closed) => {
+            Verdict::Deny(Refusal::WrongState)
+        }
     }
 }
 

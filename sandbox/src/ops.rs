@@ -16,6 +16,7 @@ pub(crate) mod start_pod;
 pub(crate) mod stop_container;
 pub(crate) mod stop_pod;
 mod stream;
+pub(crate) mod update_container;
 
 use crate::Error;
 

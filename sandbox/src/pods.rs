@@ -23,7 +23,7 @@ use crate::{
     Config, Error, Handler, Session,
     host::{CgroupMode, Host},
     launcher::Launcher,
-    model::{ContainerSpec, ContainerView, ExecOutput, Id, Image, PodSpec, PodView, StreamRequest},
+    model::{ContainerSpec, ContainerView, ExecOutput, Id, Image, PodSpec, PodView, Resources, StreamRequest},
     network::Network,
     node::{Node, ThisNode},
     owner::Owner,
@@ -145,6 +145,11 @@ impl Pods {
         let Some((id, inbox)) = found(self.shared.container(id))? else { return Ok(()) };
         let remove = |reply| Request::Container(id, ContainerRequest::Remove(reply));
         self.shared.gone_is_ok(ask(&inbox, remove).await)
+    }
+
+    /// Changes the limits of a container that is made or runs: those that are set, and no other.
+    pub async fn update_container(&self, id: &str, update: Resources) -> Result<(), Error> {
+        self.of_container(id, |reply| ContainerRequest::Update(Box::new(update), reply)).await
     }
 
     /// Makes the shim write to a new file at the container's log path.

@@ -220,9 +220,14 @@ async fn settle_container(
         Some(ContainerVerb::Create) => Task::None,
         Some(ContainerVerb::Remove) => Task::Some(shim),
         None if container.state.is_none() => Task::None,
-        intent @ (Some(ContainerVerb::Start | ContainerVerb::Stop) | None) => {
+        intent @ (Some(ContainerVerb::Start | ContainerVerb::Stop | ContainerVerb::Update) | None) => {
             let starting = intent == Some(ContainerVerb::Start);
             ask(world, pod, &mut container, shim, starting).await;
+            if intent == Some(ContainerVerb::Update)
+                && let Err(error) = ops::update_container::apply(world, &container, shim).await
+            {
+                tracing::warn!(container = %container.id, error = error.chain(), "limits of an update that was cut short may be left");
+            }
             return Some(container);
         }
     };

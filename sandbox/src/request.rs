@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Error, Session,
-    model::{ContainerSpec, ExecOutput, Id, Image, PodSpec, StreamRequest},
+    model::{ContainerSpec, ExecOutput, Id, Image, PodSpec, Resources, StreamRequest},
 };
 
 /// Where an answer goes. A closed one means that the caller gave up, which is no concern of the operation.
@@ -46,6 +46,7 @@ pub(crate) enum ContainerRequest {
     Start(Reply<()>),
     Stop(Duration, Reply<()>),
     Remove(Reply<()>),
+    Update(Box<Resources>, Reply<()>),
     ReopenLog(Reply<()>),
     ExecSync(Vec<String>, Option<Duration>, Reply<ExecOutput>),
     Exec(StreamRequest, Reply<Session>),

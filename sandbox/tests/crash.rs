@@ -10,16 +10,22 @@ use std::{sync::Arc, time::Duration};
 use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
 use windlass_sandbox::{
     Error, Pods,
-    model::{ContainerState, PodState},
+    model::{ContainerSpec, ContainerState, PodState, Resources},
 };
+
+fn memory(limit: i64) -> Resources {
+    Resources { memory_limit: limit, ..Resources::default() }
+}
 
 /// A pod's life: two containers, of which one is stopped and removed, and the other goes with the pod.
 async fn life(pods: &Pods) -> Result<(), Error> {
     let pod = pods.run(pod_spec("web"), image()).await?;
     let first = pods.create_container(pod.as_str(), container_spec("first"), image()).await?;
     let second = pods.create_container(pod.as_str(), container_spec("second"), image()).await?;
+    pods.update_container(first.as_str(), memory(1 << 20)).await?;
     pods.start_container(first.as_str()).await?;
     pods.start_container(second.as_str()).await?;
+    pods.update_container(second.as_str(), memory(1 << 20)).await?;
     pods.stop_container(first.as_str(), Duration::from_millis(1)).await?;
     pods.remove_container(first.as_str()).await?;
     pods.stop(pod.as_str()).await?;
@@ -239,6 +245,49 @@ fn after_a_reboot_nothing_lives_and_the_network_is_still_given_back() {
         pods.remove(pods.pods()[0].id.as_str()).await.unwrap();
     });
     machine.assert_clean("after the remove");
+}
+
+/// The limit that a container's status shows, and the one that its task is held to.
+fn limits(machine: &Machine, pods: &Pods) -> (i64, Option<i64>) {
+    let container = Arc::clone(&pods.containers()[0]);
+    let held = machine.state.lock().unwrap().tasks[&container.id].memory_limit;
+    (container.spec.resources.memory_limit, held)
+}
+
+/// A pod with a running container that was created with a limit of 1 MiB.
+async fn limited(pods: &Pods) -> Result<(), Error> {
+    let pod = pods.run(pod_spec("web"), image()).await?;
+    let spec = ContainerSpec { resources: memory(1 << 20), ..container_spec("app") };
+    let app = pods.create_container(pod.as_str(), spec, image()).await?;
+    pods.start_container(app.as_str()).await
+}
+
+#[test]
+fn an_update_that_fails_or_is_cut_short_leaves_the_limits_that_the_status_shows() {
+    let machine = Machine::new();
+    let (_, before) = process(&machine, Fault::default(), async |pods, _| {
+        limited(&pods).await.unwrap();
+        pods.update_container(pods.containers()[0].id.as_str(), memory(2 << 20)).await.unwrap();
+        assert_eq!(limits(&machine, &pods), (2 << 20, Some(2 << 20)));
+    });
+    let failing = Machine::new();
+    process(&failing, Fault { fail_at: Some(before), ..Fault::default() }, async |pods, _| {
+        limited(&pods).await.unwrap();
+        let failed = pods.update_container(pods.containers()[0].id.as_str(), memory(2 << 20)).await;
+        assert!(failed.unwrap_err().chain().contains("injected into update task"));
+        assert_eq!(limits(&failing, &pods), (1 << 20, Some(1 << 20)));
+    });
+    let killed = Machine::new();
+    let (done, _) = process(&killed, Fault { stop_after: Some(before), ..Fault::default() }, async |pods, _| {
+        limited(&pods).await.unwrap();
+        pods.update_container(pods.containers()[0].id.as_str(), memory(2 << 20)).await.unwrap();
+    });
+    assert!(!done);
+    process(&killed, Fault::default(), async |pods, _| {
+        assert_eq!(limits(&killed, &pods), (1 << 20, Some(1 << 20)));
+        pods.remove(pods.pods()[0].id.as_str()).await.unwrap();
+    });
+    killed.assert_clean("after the remove");
 }
 
 #[test]

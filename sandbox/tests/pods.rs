@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
 use windlass_sandbox::{
     Error, Pods,
-    model::{ContainerSpec, ContainerState, PodState},
+    model::{ContainerSpec, ContainerState, PodState, Resources},
 };
 
 struct Node {
@@ -129,6 +129,35 @@ async fn a_stop_with_less_grace_ends_the_wait_of_an_earlier_one() {
 }
 
 #[tokio::test]
+async fn an_update_before_the_start_is_in_the_spec_that_the_runtime_gets_and_one_after_the_end_is_refused() {
+    let Node { machine, pods, .. } = node().await;
+    let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+    let spec =
+        ContainerSpec { resources: Resources { cpu_shares: 7, ..Resources::default() }, ..container_spec("app") };
+    let app = pods.create_container(pod.as_str(), spec, image()).await.unwrap();
+    let update = Resources { memory_limit: 1 << 20, memory_swap_limit: 1 << 21, ..Resources::default() };
+    pods.update_container(app.as_str(), update.clone()).await.unwrap();
+    let container = pods.container(app.as_str()).unwrap();
+    assert_eq!(container.spec.resources, Resources { cpu_shares: 7, ..update.clone() });
+    let bundle = machine.dir.path().join("state/io.containerd.runtime.v2.task/k8s.io").join(app.as_str());
+    let written: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(bundle.join("config.json")).unwrap()).unwrap();
+    assert_eq!(written, container.oci_spec);
+    let limits = &written["linux"]["resources"];
+    assert_eq!(limits["memory"], serde_json::json!({"limit": 1 << 20, "swap": 1 << 21}));
+    assert_eq!(limits["cpu"], serde_json::json!({"shares": 7}));
+    assert!(limits["devices"].is_array(), "{limits}");
+    assert!(!machine.state.lock().unwrap().log.contains(&"update task".to_owned()), "no task is there to update");
+    let negative = Resources { cpu_shares: -1, ..Resources::default() };
+    assert!(matches!(pods.update_container(app.as_str(), negative).await, Err(Error::Invalid(_))));
+    pods.start_container(app.as_str()).await.unwrap();
+    pods.stop_container(app.as_str(), Duration::ZERO).await.unwrap();
+    assert!(matches!(pods.update_container(app.as_str(), update).await, Err(Error::Precondition(_))));
+    pods.remove(pod.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
 async fn a_pause_process_that_dies_makes_the_pod_not_ready_and_closed_to_containers() {
     let Node { machine, pods, .. } = node().await;
     let pod = pods.run(pod_spec("web"), image()).await.unwrap();
@@ -158,6 +187,8 @@ async fn any_mix_of_requests_at_once_ends_with_one_remove_and_nothing_left() {
                     return;
                 };
                 drop(pods.start_container(app.as_str()).await);
+                let update = Resources { memory_limit: 1 << 20, ..Resources::default() };
+                drop(pods.update_container(app.as_str(), update).await);
                 drop(pods.stop_container(app.as_str(), Duration::ZERO).await);
                 if n % 2 == 0 {
                     drop(pods.remove_container(app.as_str()).await);

@@ -1,4 +1,5 @@
-//! CreateContainer, StartContainer, StopContainer, RemoveContainer, ContainerStatus, ReopenContainerLog.
+//! CreateContainer, StartContainer, StopContainer, RemoveContainer, UpdateContainerResources, ContainerStatus,
+//! ReopenContainerLog.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -9,7 +10,10 @@ use tonic::Status;
 
 use super::{
     Cri,
-    convert::{container::parse_container, image::to_sandbox_image, invalid, parse_name, required, status::to_container_status},
+    convert::{
+        container::parse_container, image::to_sandbox_image, invalid, parse_name, parse_resources, required,
+        status::to_container_status,
+    },
     errors::sandbox_status,
 };
 
@@ -25,11 +29,8 @@ impl Cri {
         let Some(found) = self.images.resolve(&self.namespace, &image) else {
             return Err(Status::not_found(format!("image {image:?} is not on the node; pull it first")));
         };
-        let id = self
-            .pods
-            .create_container(&pod, spec, to_sandbox_image(&found, image))
-            .await
-            .map_err(sandbox_status)?;
+        let id =
+            self.pods.create_container(&pod, spec, to_sandbox_image(&found, image)).await.map_err(sandbox_status)?;
         Ok(cri::CreateContainerResponse { container_id: id.to_string() })
     }
 
@@ -60,6 +61,17 @@ impl Cri {
         let id = parse_name(request.container_id, "container_id")?;
         self.pods.remove_container(&id).await.map_err(sandbox_status)?;
         Ok(cri::RemoveContainerResponse {})
+    }
+
+    /// The annotations are for NRI plugins, which there are none of.
+    pub(super) async fn update_container_resources(
+        &self,
+        request: cri::UpdateContainerResourcesRequest,
+    ) -> Result<cri::UpdateContainerResourcesResponse, Status> {
+        let id = parse_name(request.container_id, "container_id")?;
+        let update = parse_resources(required(request.linux, "linux")?, "linux")?;
+        self.pods.update_container(&id, update).await.map_err(sandbox_status)?;
+        Ok(cri::UpdateContainerResourcesResponse {})
     }
 
     pub(super) async fn reopen_log(

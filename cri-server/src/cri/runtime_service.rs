@@ -36,7 +36,10 @@ impl RuntimeService for Cri {
     }
 
     /// The pod CIDR is the network plugins' own business; containerd answers the same without a `conf_template`.
-    async fn update_runtime_config(&self, _: Request<UpdateRuntimeConfigRequest>) -> Answer<UpdateRuntimeConfigResponse> {
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Answer<UpdateRuntimeConfigResponse> {
         Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }
 
@@ -84,7 +87,10 @@ impl RuntimeService for Cri {
         Cri::container_status(self, request.into_inner()).map(Response::new)
     }
 
-    async fn reopen_container_log(&self, request: Request<ReopenContainerLogRequest>) -> Answer<ReopenContainerLogResponse> {
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Answer<ReopenContainerLogResponse> {
         self.reopen_log(request.into_inner()).await.map(Response::new)
     }
 
@@ -106,9 +112,9 @@ impl RuntimeService for Cri {
 
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
-        not_built("UpdateContainerResources")
+        Cri::update_container_resources(self, request.into_inner()).await.map(Response::new)
     }
 
     async fn update_pod_sandbox_resources(
@@ -118,7 +124,10 @@ impl RuntimeService for Cri {
         not_built("UpdatePodSandboxResources")
     }
 
-    async fn checkpoint_container(&self, _: Request<CheckpointContainerRequest>) -> Answer<CheckpointContainerResponse> {
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Answer<CheckpointContainerResponse> {
         not_built("CheckpointContainer")
     }
 
@@ -126,7 +135,10 @@ impl RuntimeService for Cri {
         Cri::container_stats(self, request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_container_stats(&self, request: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
         Cri::list_container_stats(self, request.into_inner()).await.map(Response::new)
     }
 
@@ -134,7 +146,10 @@ impl RuntimeService for Cri {
         self.pod_stats(request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_pod_sandbox_stats(&self, request: Request<ListPodSandboxStatsRequest>) -> Answer<ListPodSandboxStatsResponse> {
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
         self.list_pod_stats(request.into_inner()).await.map(Response::new)
     }
 
@@ -166,7 +181,10 @@ impl RuntimeService for Cri {
     }
 
     type StreamContainersStream = Streamed<StreamContainersResponse>;
-    async fn stream_containers(&self, request: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
         streamed(Cri::stream_containers(self, request.into_inner())?)
     }
 

@@ -10,12 +10,13 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use oci_spec::runtime::LinuxResources;
 use shim::{
     address::{Address, DEFAULT_SOCKET_DIR, SocketName},
     bootstrap::{Bootstrap, CURRENT_VERSION, Protocol},
     client::{Extension, TaskClient},
     launch::{Launch, LaunchError, open_log},
-    proto::{Timestamp, process, runc, task, to_any},
+    proto::{AnyMessage, Timestamp, process, runc, task, to_any},
     ttrpc::{Code, Status},
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -23,6 +24,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Bundle, Clients, Launcher, NewTask, Shim, TaskExit, TaskState};
 use crate::{Config, Error, Handler, model::Id};
+
+/// The name of LinuxResources in an `Any`.
+const LIMITS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// Runs shims of any runtime that speaks containerd's shim protocol over ttrpc.
 #[derive(Clone, Debug)]
@@ -214,6 +218,23 @@ impl Shim for Connected {
             match self.timed().kill(&request).await {
                 Err(status) if status.code == Code::NotFound => Ok(()),
                 killed => killed.map_err(|status| failed("kill", id.as_str(), status)),
+            }
+        })
+    }
+
+    fn update<'a>(&'a self, id: &'a Id, limits: LinuxResources) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let value = serde_json::to_vec(&limits).map_err(|error| Error::failed("write limits as JSON", error))?;
+            // Stock shims look the type up by this name: JSON of the runtime spec, as Go clients mark it.
+            let resources = AnyMessage { type_url: LIMITS_TYPE.into(), value };
+            let request = task::UpdateTaskRequest {
+                id: id.to_string(),
+                resources: Some(resources),
+                ..task::UpdateTaskRequest::default()
+            };
+            match self.timed().update(&request).await {
+                Err(status) if status.code == Code::NotFound => Ok(()),
+                updated => updated.map_err(|status| failed("update", id.as_str(), status)),
             }
         })
     }

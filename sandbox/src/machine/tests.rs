@@ -11,15 +11,15 @@ const CONTAINER_PHASES: [ContainerPhase; 5] = [
     ContainerPhase::Exited,
     ContainerPhase::Unknown,
 ];
-const CONTAINER_VERBS: [ContainerVerb; 4] =
-    [ContainerVerb::Create, ContainerVerb::Start, ContainerVerb::Stop, ContainerVerb::Remove];
+const CONTAINER_VERBS: [ContainerVerb; 5] =
+    [ContainerVerb::Create, ContainerVerb::Start, ContainerVerb::Stop, ContainerVerb::Remove, ContainerVerb::Update];
 
 /// One row a state, one column a verb (Run, Stop, Remove, Rescue).
 fn pod_row(phase: PodPhase, in_flight: Option<PodVerb>) -> [Verdict; 4] {
     VERBS.map(|verb| admit_pod(phase, in_flight, verb))
 }
 
-fn container_row(gate: Gate, phase: ContainerPhase, in_flight: Option<ContainerVerb>) -> [Verdict; 4] {
+fn container_row(gate: Gate, phase: ContainerPhase, in_flight: Option<ContainerVerb>) -> [Verdict; 5] {
     CONTAINER_VERBS.map(|verb| admit_container(gate, phase, in_flight, verb))
 }
 
@@ -49,11 +49,11 @@ fn an_idle_container_in_a_ready_pod_follows_its_table() {
     use Verdict::{Deny, Done, Run};
     let (taken, wrong) = (Deny(Refusal::Taken), Deny(Refusal::WrongState));
     let row = |phase| container_row(Gate::Open, phase, None);
-    assert_eq!(row(ContainerPhase::New), [Run, wrong, Done, Run]);
-    assert_eq!(row(ContainerPhase::Created), [Done, Run, Done, Run]);
-    assert_eq!(row(ContainerPhase::Running), [taken, wrong, Run, Run]);
-    assert_eq!(row(ContainerPhase::Exited), [taken, wrong, Done, Run]);
-    assert_eq!(row(ContainerPhase::Unknown), [taken, wrong, Run, Run]);
+    assert_eq!(row(ContainerPhase::New), [Run, wrong, Done, Run, wrong]);
+    assert_eq!(row(ContainerPhase::Created), [Done, Run, Done, Run, Run]);
+    assert_eq!(row(ContainerPhase::Running), [taken, wrong, Run, Run, Run]);
+    assert_eq!(row(ContainerPhase::Exited), [taken, wrong, Done, Run, wrong]);
+    assert_eq!(row(ContainerPhase::Unknown), [taken, wrong, Run, Run, wrong]);
 }
 
 #[test]
@@ -63,22 +63,25 @@ fn a_busy_container_follows_its_table_whatever_its_phase() {
     for gate in [Gate::Open, Gate::Closed] {
         for phase in CONTAINER_PHASES {
             let row = |verb| container_row(gate, phase, Some(verb));
-            assert_eq!(row(ContainerVerb::Create), [Join, wrong, Interrupt, Interrupt]);
-            assert_eq!(row(ContainerVerb::Start), [Done, Join, Interrupt, Interrupt]);
-            assert_eq!(row(ContainerVerb::Stop), [taken, wrong, Join, Interrupt]);
-            assert_eq!(row(ContainerVerb::Remove), [Defer, removing, Defer, Join]);
+            assert_eq!(row(ContainerVerb::Create), [Join, wrong, Interrupt, Interrupt, Defer]);
+            assert_eq!(row(ContainerVerb::Start), [Done, Join, Interrupt, Interrupt, Defer]);
+            assert_eq!(row(ContainerVerb::Stop), [taken, wrong, Join, Interrupt, wrong]);
+            assert_eq!(row(ContainerVerb::Remove), [Defer, removing, Defer, Join, removing]);
+            assert_eq!(row(ContainerVerb::Update), [Done, Defer, Defer, Defer, Defer]);
         }
     }
 }
 
 #[test]
-fn a_pod_that_is_not_ready_takes_no_container_and_starts_none_but_stops_and_removes_them() {
+fn a_pod_that_is_not_ready_takes_no_container_starts_and_updates_none_but_stops_and_removes_them() {
     for phase in CONTAINER_PHASES {
         assert_eq!(
             admit_container(Gate::Closed, phase, None, ContainerVerb::Create),
             Verdict::Deny(Refusal::PodNotReady)
         );
-        assert_ne!(admit_container(Gate::Closed, phase, None, ContainerVerb::Start), Verdict::Run);
+        for verb in [ContainerVerb::Start, ContainerVerb::Update] {
+            assert_ne!(admit_container(Gate::Closed, phase, None, verb), Verdict::Run);
+        }
         for verb in [ContainerVerb::Stop, ContainerVerb::Remove] {
             assert_eq!(
                 admit_container(Gate::Closed, phase, None, verb),

@@ -9,9 +9,12 @@ use crate::{
     Error,
     launcher::Clients,
     machine::{ContainerPhase, ContainerVerb, Gate, Refusal, Verdict, admit_container},
-    model::{ContainerState, Id, NamespaceMode},
+    model::{ContainerState, Id, NamespaceMode, Resources},
     ops,
-    ops::stop_container::{Stop, kill_at},
+    ops::{
+        stop_container::{Stop, kill_at},
+        update_container::Updated,
+    },
     record::ContainerRecord,
     request::{ContainerRequest, Create, Reply, Request},
     signal,
@@ -102,6 +105,7 @@ impl Owner {
             ContainerRequest::Start(reply) => self.start(id, reply).await,
             ContainerRequest::Stop(grace, reply) => self.stop(id, grace, reply),
             ContainerRequest::Remove(reply) => self.remove(id, reply).await,
+            ContainerRequest::Update(update, reply) => self.update(id, update, reply).await,
             ContainerRequest::ReopenLog(reply) => match self.running_container(&id) {
                 Ok((_, clients)) => drop(self.streams.spawn(async move {
                     answer(reply, ops::reopen_log::run(clients, id).await);
@@ -234,6 +238,41 @@ impl Owner {
         }
     }
 
+    async fn update(&mut self, id: Id, update: Box<Resources>, reply: Reply<()>) {
+        let gate = self.gate();
+        let Some(container) = self.containers.get(&id) else { return answer(reply, Err(missing(&id))) };
+        match admit_container(gate, container.record.phase(), container.in_flight(), ContainerVerb::Update) {
+            Verdict::Run => {
+                let record = container.record.clone();
+                let updated = match Updated::new(&record, &update, &self.world.host) {
+                    Ok(updated) => updated,
+                    Err(error) => return answer(reply, Err(error)),
+                };
+                if self.begin_container(&id, ContainerVerb::Update, reply).await.is_none() {
+                    return;
+                }
+                let (world, shim) = (Arc::clone(&self.world), self.shim.clone());
+                self.spawn(Some(id.clone()), async move {
+                    Ended::Updated(id, ops::update_container::run(world, record, updated, shim).await)
+                });
+            }
+            Verdict::Join | Verdict::Defer | Verdict::Interrupt => {
+                self.deferred.push(Request::Container(id, ContainerRequest::Update(update, reply)));
+            }
+            Verdict::Done => answer(reply, Ok(())),
+            Verdict::Deny(Refusal::PodNotReady) => answer(reply, Err(self.not_ready())),
+            Verdict::Deny(Refusal::Removing) => {
+                answer(
+                    reply,
+                    Err(Error::Precondition(format!("container {id} is in removing state, can't be updated"))),
+                );
+            }
+            Verdict::Deny(Refusal::WrongState | Refusal::Taken) => {
+                answer(reply, Err(Error::Precondition(format!("container {id} has ended or is being stopped"))));
+            }
+        }
+    }
+
     /// Commits a container's intent; `None` if that failed and the caller has its answer.
     async fn begin_container(&mut self, id: &Id, verb: ContainerVerb, reply: Reply<()>) -> Option<Operation> {
         let container = self.containers.get_mut(id)?;
@@ -286,7 +325,7 @@ impl Container {
                 operation.token.cancel()
             }
             Some(Running { verb: ContainerVerb::Stop, .. }) => self.hasten(Instant::now()),
-            Some(Running { verb: ContainerVerb::Remove, .. }) | None => {}
+            Some(Running { verb: ContainerVerb::Remove | ContainerVerb::Update, .. }) | None => {}
         }
     }
 

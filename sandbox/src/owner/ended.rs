@@ -8,7 +8,10 @@ use crate::{
     launcher::{TaskExit, TaskState},
     machine::{ContainerPhase, PodPhase, PodVerb},
     model::{ContainerState, Exit, Id, PodNetwork},
-    ops::{Undone, create_container::Created, remove_pod::Removed, rescue_pod::Rescued, start_pod::Started},
+    ops::{
+        Undone, create_container::Created, remove_pod::Removed, rescue_pod::Rescued, start_pod::Started,
+        update_container::Updated,
+    },
     record::{ContainerRecord, start_error, unknown_exit},
     teardown::Torn,
 };
@@ -23,6 +26,7 @@ pub(super) enum Ended {
     Started(Id, Result<i32, Error>),
     Stopped(Id, Result<(), Error>),
     Removed(Id, Torn),
+    Updated(Id, Result<Updated, Error>),
     Panicked(Option<Id>),
 }
 
@@ -39,6 +43,7 @@ impl Owner {
             Ended::Started(id, started) => self.started(id, started).await,
             Ended::Stopped(id, stopped) => self.stopped(id, stopped).await,
             Ended::Removed(id, torn) => self.removed(id, torn).await,
+            Ended::Updated(id, updated) => self.updated(id, updated).await,
             Ended::Panicked(None) => {
                 self.pod.phase = PodPhase::NotReady;
                 self.answer_pod(Err(Error::plain("the operation panicked; see the daemon's log"))).await;
@@ -192,6 +197,16 @@ impl Owner {
             }
         }
         self.answer_container(&id, started.map(drop)).await;
+    }
+
+    /// The record changes only now, so a failed update leaves what it has always said.
+    async fn updated(&mut self, id: Id, updated: Result<Updated, Error>) {
+        let result = updated.map(|updated| {
+            if let Some(container) = self.containers.get_mut(&id) {
+                updated.store(&mut container.record);
+            }
+        });
+        self.answer_container(&id, result).await;
     }
 
     async fn stopped(&mut self, id: Id, stopped: Result<(), Error>) {

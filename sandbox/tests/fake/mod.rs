@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use oci_spec::runtime::LinuxResources;
 use snapshotter::{Info, Labels, Mount, Snapshotter, Usage};
 use store::{Namespace, Store};
 use tokio::sync::{Notify, watch};
@@ -44,6 +45,8 @@ pub(crate) struct State {
 pub(crate) struct Task {
     pub(crate) shim: Id,
     pub(crate) state: TaskState,
+    /// What the last update set.
+    pub(crate) memory_limit: Option<i64>,
 }
 
 pub(crate) struct Machine {
@@ -476,7 +479,7 @@ impl Shim for FakeShim {
                 if !state.mounts.contains(&task.bundle.join("rootfs")) {
                     state.violations.push("a task is made without a root file system".into());
                 }
-                let task = Task { shim: self.id.clone(), state: TaskState::Created };
+                let task = Task { shim: self.id.clone(), state: TaskState::Created, memory_limit: None };
                 match state.tasks.insert(id, task) {
                     None => Ok(1),
                     Some(_) => Err(Error::plain("the task is there already")),
@@ -527,6 +530,20 @@ impl Shim for FakeShim {
                 Ok(())
             };
             self.act(&format!("kill {signal}"), kill).await
+        }
+        .boxed()
+    }
+
+    fn update<'a>(&'a self, id: &'a Id, limits: LinuxResources) -> BoxFuture<'a, Result<(), Error>> {
+        async move {
+            let update = |state: &mut State| {
+                if let Some(task) = state.tasks.get_mut(id) {
+                    let limit = limits.memory().as_ref().and_then(|memory| memory.limit());
+                    task.memory_limit = limit.or(task.memory_limit);
+                }
+                Ok(())
+            };
+            self.act("update task", update).await
         }
         .boxed()
     }

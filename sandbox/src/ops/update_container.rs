@@ -1,0 +1,151 @@
+//! UpdateContainerResources: other limits for a container that is made or runs.
+//!
+//! The record keeps the old limits until the kernel holds the new ones. So whatever cuts an update short, applying the
+//! record undoes it, here as in the next life of the daemon.
+
+use std::sync::Arc;
+
+use crate::{
+    Error, bundle,
+    host::Host,
+    launcher::Shim,
+    machine::ContainerPhase,
+    model::Resources,
+    oci::resources,
+    record::ContainerRecord,
+    world::{Operation, World},
+};
+
+/// What an update makes of a record.
+#[derive(Debug)]
+pub(crate) struct Updated {
+    resources: Resources,
+    oci_spec: serde_json::Value,
+}
+
+impl Updated {
+    /// The record's limits with those of `update` that are set. Fails where a creation with them would.
+    pub(crate) fn new(container: &ContainerRecord, update: &Resources, host: &Host) -> Result<Updated, Error> {
+        let failed = |error| Error::failed(format!("write the OCI spec of {}", container.id), error);
+        let merged = merge(&container.spec.resources, update);
+        let limits = serde_json::to_value(resources::of_container(&merged, host)?).map_err(failed)?;
+        let mut oci_spec = container.oci_spec.clone();
+        let stored = oci_spec.pointer_mut("/linux/resources").and_then(serde_json::Value::as_object_mut);
+        let stored = stored.ok_or_else(|| Error::plain(format!("container {} has no resources", container.id)))?;
+        // Device rules are there too, and stay.
+        if let serde_json::Value::Object(limits) = limits {
+            stored.extend(limits);
+        }
+        Ok(Updated { resources: merged, oci_spec })
+    }
+
+    pub(crate) fn store(self, container: &mut ContainerRecord) {
+        container.spec.resources = self.resources;
+        container.oci_spec = self.oci_spec;
+    }
+}
+
+/// Applies the update, or the record again.
+pub(crate) async fn run(
+    world: Arc<World>,
+    record: ContainerRecord,
+    updated: Updated,
+    shim: Option<Arc<dyn Shim>>,
+) -> Result<Updated, Error> {
+    let mut wanted = record.clone();
+    wanted.spec.resources = updated.resources.clone();
+    wanted.oci_spec = updated.oci_spec.clone();
+    let applied = apply(&world, &wanted, shim.as_deref()).await;
+    if applied.is_err()
+        && let Err(error) = apply(&world, &record, shim.as_deref()).await
+    {
+        tracing::warn!(container = %record.id, error = error.chain(), "limits of a failed update may be left");
+    }
+    applied.map(|()| updated)
+}
+
+/// Makes the container be held to what its record says: from its start on, or now if it runs.
+pub(crate) async fn apply(
+    world: &Arc<World>,
+    container: &ContainerRecord,
+    shim: Option<&dyn Shim>,
+) -> Result<(), Error> {
+    let id = container.id.clone();
+    match container.phase() {
+        ContainerPhase::Created => {
+            let (world, spec) = (Arc::clone(world), container.oci_spec.clone());
+            Operation::default().blocking(move || bundle::rewrite_config(&world, &id, &spec)).await
+        }
+        ContainerPhase::Running => {
+            let limits = resources::of_container(&container.spec.resources, &world.host)?;
+            let shim =
+                shim.ok_or_else(|| Error::Unavailable(format!("the shim of container {id} is not connected")))?;
+            shim.update(&id, limits).await
+        }
+        ContainerPhase::New | ContainerPhase::Exited | ContainerPhase::Unknown => Ok(()),
+    }
+}
+
+/// CRI's zero and empty mean "as it is". The OOM score stays in any case: it is a process's, and OCI runtimes change
+/// only what belongs to the cgroup.
+fn merge(stored: &Resources, update: &Resources) -> Resources {
+    let number = |new: i64, old: i64| if new == 0 { old } else { new };
+    let text = |new: &String, old: &String| if new.is_empty() { old.clone() } else { new.clone() };
+    let mut hugepage_limits = stored.hugepage_limits.clone();
+    for (size, limit) in &update.hugepage_limits {
+        match hugepage_limits.iter_mut().find(|(known, _)| known == size) {
+            Some((_, known)) => *known = *limit,
+            None => hugepage_limits.push((size.clone(), *limit)),
+        }
+    }
+    let mut unified = stored.unified.clone();
+    unified.extend(update.unified.clone());
+    Resources {
+        cpu_period: number(update.cpu_period, stored.cpu_period),
+        cpu_quota: number(update.cpu_quota, stored.cpu_quota),
+        cpu_shares: number(update.cpu_shares, stored.cpu_shares),
+        cpuset_cpus: text(&update.cpuset_cpus, &stored.cpuset_cpus),
+        cpuset_mems: text(&update.cpuset_mems, &stored.cpuset_mems),
+        memory_limit: number(update.memory_limit, stored.memory_limit),
+        memory_swap_limit: number(update.memory_swap_limit, stored.memory_swap_limit),
+        oom_score_adj: stored.oom_score_adj,
+        hugepage_limits,
+        unified,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(memory_limit: i64, hugepages: &[(&str, u64)]) -> Resources {
+        Resources {
+            memory_limit,
+            cpu_shares: 7,
+            oom_score_adj: -5,
+            hugepage_limits: hugepages.iter().map(|(size, limit)| ((*size).to_owned(), *limit)).collect(),
+            ..Resources::default()
+        }
+    }
+
+    #[test]
+    fn what_an_update_does_not_set_stays() {
+        let stored = limits(1 << 20, &[("2MB", 1), ("1GB", 2)]);
+        let update = Resources {
+            cpu_quota: -1,
+            cpuset_cpus: "0-1".into(),
+            oom_score_adj: 900,
+            hugepage_limits: vec![("1GB".into(), 0), ("64KB".into(), 3)],
+            unified: [("memory.high".to_owned(), "5".to_owned())].into(),
+            ..Resources::default()
+        };
+        let expected = Resources {
+            cpu_quota: -1,
+            cpuset_cpus: "0-1".into(),
+            unified: [("memory.high".to_owned(), "5".to_owned())].into(),
+            ..limits(1 << 20, &[("2MB", 1), ("1GB", 0), ("64KB", 3)])
+        };
+        assert_eq!(merge(&stored, &update), expected);
+        assert_eq!(merge(&stored, &Resources::default()), stored);
+    }
+}
