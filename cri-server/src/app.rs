@@ -153,13 +153,18 @@ fn adjust_oom_score(score: i32) {
 fn open_snapshotters(config: &Config, store: &Store) -> Result<BTreeMap<String, Arc<dyn Snapshotter>>, AppError> {
     let failed = |name: &'static str| move |source| AppError::Snapshotter { name, source };
     let root = |name: &str| wiring::snapshotter_root(config, name);
-    let overlayfs = Overlayfs::open(&root("overlayfs"), store.clone(), OverlayfsOptions::default())
-        .map_err(failed("overlayfs"))?;
+    let overlayfs =
+        Overlayfs::open(&root("overlayfs"), store.clone(), OverlayfsOptions::default()).map_err(failed("overlayfs"))?;
     let native = Native::open(&root("native"), store.clone()).map_err(failed("native"))?;
     for (name, swept) in [("overlayfs", overlayfs.sweep()), ("native", native.sweep())] {
         let swept = swept.map_err(failed(name))?;
         if swept.rows + swept.directories > 0 {
-            tracing::info!(snapshotter = name, rows = swept.rows, directories = swept.directories, "swept half-made snapshots");
+            tracing::info!(
+                snapshotter = name,
+                rows = swept.rows,
+                directories = swept.directories,
+                "swept half-made snapshots"
+            );
         }
     }
     let all = BTreeMap::from([

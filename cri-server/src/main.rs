@@ -90,7 +90,8 @@ fn check(path: &Path) -> Result<(), String> {
 }
 
 fn serve(arguments: Arguments) -> Result<(), String> {
-    let config::Loaded { mut config, warnings } = config::load(&arguments.config).map_err(|error| cri::chain(&error))?;
+    let config::Loaded { mut config, warnings } =
+        config::load(&arguments.config).map_err(|error| cri::chain(&error))?;
     if let Some(level) = arguments.log_level {
         config.log.level = level;
     }

@@ -26,7 +26,9 @@ pub(super) fn pull_status(error: PullError) -> Status {
     match error {
         PullError::Reference { .. } => Status::invalid_argument(text),
         PullError::NotFound(_) => Status::not_found(text),
-        PullError::Unavailable(_) | PullError::Stalled { .. } => Status::unknown(format!("RegistryUnavailable: {text}")),
+        PullError::Unavailable(_) | PullError::Stalled { .. } => {
+            Status::unknown(format!("RegistryUnavailable: {text}"))
+        }
         PullError::Registry(_) | PullError::Manifest { .. } | PullError::Failed { .. } => Status::unknown(text),
         PullError::Cancelled(_) => Status::cancelled(text),
     }

@@ -54,8 +54,7 @@ impl Cri {
             stderr: request.stderr,
             tty: request.tty,
         })?;
-        let url =
-            self.streaming.attach(container.id.clone(), stream).map_err(token_status)?;
+        let url = self.streaming.attach(container.id.clone(), stream).map_err(token_status)?;
         Ok(cri::AttachResponse { url })
     }
 

@@ -66,7 +66,10 @@ impl Cri {
         Ok(cri::PullImageResponse { image_ref: pulled.id.to_string() })
     }
 
-    pub(super) async fn remove_image(&self, request: cri::RemoveImageRequest) -> Result<cri::RemoveImageResponse, Status> {
+    pub(super) async fn remove_image(
+        &self,
+        request: cri::RemoveImageRequest,
+    ) -> Result<cri::RemoveImageResponse, Status> {
         let name = parse_name(required(request.image, "image")?.image, "image.image")?;
         self.images.remove(&self.namespace, &name).await.map_err(image_status)?;
         Ok(cri::RemoveImageResponse {})

@@ -22,7 +22,10 @@ use super::{
 };
 
 impl Cri {
-    pub(super) async fn run_pod(&self, request: cri::RunPodSandboxRequest) -> Result<cri::RunPodSandboxResponse, Status> {
+    pub(super) async fn run_pod(
+        &self,
+        request: cri::RunPodSandboxRequest,
+    ) -> Result<cri::RunPodSandboxResponse, Status> {
         let spec = parse_pod(required(request.config, "config")?, request.runtime_handler)?;
         let pause = self.pause_image().await?;
         let image = to_sandbox_image(&pause, self.config.images.pause_image.clone());
@@ -44,12 +47,16 @@ impl Cri {
         };
         self.images.pull(request).await.map_err(|error| {
             let status = pull_status(error);
-            let what = format!("sandbox image {reference} is not on the node and cannot be pulled: {}", status.message());
+            let what =
+                format!("sandbox image {reference} is not on the node and cannot be pulled: {}", status.message());
             Status::new(status.code(), what)
         })
     }
 
-    pub(super) async fn stop_pod(&self, request: cri::StopPodSandboxRequest) -> Result<cri::StopPodSandboxResponse, Status> {
+    pub(super) async fn stop_pod(
+        &self,
+        request: cri::StopPodSandboxRequest,
+    ) -> Result<cri::StopPodSandboxResponse, Status> {
         let id = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
         self.pods.stop(&id).await.map_err(sandbox_status)?;
         Ok(cri::StopPodSandboxResponse {})
@@ -64,7 +71,10 @@ impl Cri {
         Ok(cri::RemovePodSandboxResponse {})
     }
 
-    pub(super) fn pod_status(&self, request: cri::PodSandboxStatusRequest) -> Result<cri::PodSandboxStatusResponse, Status> {
+    pub(super) fn pod_status(
+        &self,
+        request: cri::PodSandboxStatusRequest,
+    ) -> Result<cri::PodSandboxStatusResponse, Status> {
         let pod = self.pods.pod(&parse_name(request.pod_sandbox_id, "pod_sandbox_id")?).map_err(sandbox_status)?;
         let containers_statuses = self
             .pods

@@ -47,9 +47,10 @@ fn parse_user_namespace(options: cri::UserNamespace, field: &str) -> Result<Opti
             uid: parse_single_mapping(&options.uids, &format!("{field}.uids"))?,
             gid: parse_single_mapping(&options.gids, &format!("{field}.gids"))?,
         })),
-        mode @ (cri::NamespaceMode::Container | cri::NamespaceMode::Target) => {
-            Err(invalid(&format!("{field}.mode"), format_args!("{} is not supported for user namespaces", mode.as_str_name())))
-        }
+        mode @ (cri::NamespaceMode::Container | cri::NamespaceMode::Target) => Err(invalid(
+            &format!("{field}.mode"),
+            format_args!("{} is not supported for user namespaces", mode.as_str_name()),
+        )),
     }
 }
 
@@ -143,7 +144,9 @@ pub(in crate::cri) fn parse_profile(
             (cri::security_profile::ProfileType::Localhost, true) => {
                 Err(invalid(&format!("{field}.localhost_ref"), "is required by profile_type Localhost"))
             }
-            (_, false) => Err(invalid(&format!("{field}.localhost_ref"), "is only allowed with profile_type Localhost")),
+            (_, false) => {
+                Err(invalid(&format!("{field}.localhost_ref"), "is only allowed with profile_type Localhost"))
+            }
         };
     }
     match deprecated {
