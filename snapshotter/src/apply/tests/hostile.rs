@@ -9,121 +9,142 @@ fn contained(what: &str, tar: &Tar) {
         if whiteouts == Whiteouts::Overlay {
             world.below(&Tar::new().dir("etc", 0o755).file("etc/passwd", "root"));
         }
-        let before = tree(world.dir.path()).into_iter().filter(|entry| !entry.starts_with("root/")).collect::<Vec<_>>();
+        let before = surroundings(&world.root());
         let result = world.apply(tar);
-        let after = tree(world.dir.path()).into_iter().filter(|entry| !entry.starts_with("root/")).collect::<Vec<_>>();
-        assert_eq!(before, after, "{what}: {result:?}");
-        assert!(world.canary_lives(), "{what}");
-        assert!(!Path::new("canary").exists(), "{what}: it is in the working directory");
+        assert_eq!(surroundings(&world.root()), before, "{what}: {result:?}");
     }
 }
 
 #[test]
 fn privileged_an_absolute_link_to_a_place_on_the_host_leads_to_one_in_the_root() {
-    let world = World::new(Whiteouts::Remove);
-    let outside = world.dir.path().to_str().unwrap();
-    let tar = Tar::new().symlink("l", outside).file("l/canary", "dead").file("l/.wh.canary", "").hardlink("h", "l/canary");
-    world.apply(&tar).unwrap();
-    assert!(world.canary_lives());
-    let inside = world.root().join(outside.trim_start_matches('/')).join("canary");
-    assert_eq!(fs::read_to_string(inside).unwrap(), "dead");
+    confined(|| {
+        let world = World::new(Whiteouts::Remove);
+        let outside = world.dir.path().to_str().unwrap();
+        let tar = Tar::new()
+            .symlink("l", outside)
+            .file("l/canary", "dead")
+            .file("l/.wh.canary", "")
+            .hardlink("h", "l/canary");
+        world.apply(&tar).unwrap();
+        assert!(world.canary_lives());
+        let inside = world.root().join(outside.trim_start_matches('/')).join("canary");
+        assert_eq!(fs::read_to_string(inside).unwrap(), "dead");
+    });
 }
 
 #[test]
 fn privileged_nothing_leads_out_of_the_root() {
-    let out = "../../canary";
-    for (what, tar) in [
-        ("a name with ..", Tar::new().file("../canary", "dead").file("a/../../canary", "dead").dir("..", 0o700)),
-        ("an absolute name", Tar::new().file("/canary", "x").file("//canary", "x")),
-        ("a file through a link", Tar::new().symlink("l", "..").file("l/canary", "dead")),
-        ("a file over a link", Tar::new().symlink("l", "../canary").file("l", "dead")),
-        (
-            "a chain of links",
-            Tar::new().symlink("a", "b").symlink("b", "..").dir("a/c", 0o755).file("a/canary", "dead"),
-        ),
-        ("a link to itself", Tar::new().symlink("a", "a").file("a/b", "x")),
-        ("a dangling link as a parent", Tar::new().symlink("a", "../x/../../y").file("a/b", "x")),
-        ("a hard link out", Tar::new().hardlink("h", out).file("h", "dead")),
-        ("a hard link through a link", Tar::new().symlink("l", "..").hardlink("h", "l/canary").file("h", "dead")),
-        ("a hard link to a link", Tar::new().symlink("l", "../canary").hardlink("h", "l").file("h", "dead")),
-        ("a hard link to the root", Tar::new().hardlink("h", ".").hardlink("h", "..").hardlink("h", "/")),
-        ("a whiteout through a link", Tar::new().symlink("l", "..").file("l/.wh.canary", "")),
-        ("an opaque link", Tar::new().symlink("l", "..").file("l/.wh..wh..opq", "")),
-        ("a whiteout of ..", Tar::new().dir("a", 0o755).file("a/.wh...", "")),
-        ("a whiteout of the root", Tar::new().file(".wh..", "").file(".wh.", "").file(".wh..wh..opq", "")),
-        ("a directory over a link", Tar::new().symlink("l", "..").dir("l", 0o700).file("l/canary", "x")),
-        ("a link swapped in", Tar::new().dir("d", 0o755).file("d/a", "").symlink("d", "..").file("d/canary", "dead")),
-        (
-            "procfs",
-            Tar::new()
-                .symlink("l", "/proc/self/cwd")
-                .file("l/canary", "x")
-                .symlink("m", "/proc/self/root")
-                .file("m/x", ""),
-        ),
-    ] {
-        contained(what, &tar);
-    }
+    confined(|| {
+        let out = "../../canary";
+        for (what, tar) in [
+            ("a name with ..", Tar::new().file("../canary", "dead").file("a/../../canary", "dead").dir("..", 0o700)),
+            (
+                "a file through an absolute link",
+                Tar::new().symlink("l", "/tmp").file("l/canary", "dead").file("l/.wh..wh..opq", ""),
+            ),
+            ("a hard link to an absolute name", Tar::new().hardlink("h", "/canary").file("h", "dead")),
+            ("an absolute name", Tar::new().file("/canary", "x").file("//canary", "x")),
+            ("a file through a link", Tar::new().symlink("l", "..").file("l/canary", "dead")),
+            ("a file over a link", Tar::new().symlink("l", "../canary").file("l", "dead")),
+            (
+                "a chain of links",
+                Tar::new().symlink("a", "b").symlink("b", "..").dir("a/c", 0o755).file("a/canary", "dead"),
+            ),
+            ("a link to itself", Tar::new().symlink("a", "a").file("a/b", "x")),
+            ("a dangling link as a parent", Tar::new().symlink("a", "../x/../../y").file("a/b", "x")),
+            ("a hard link out", Tar::new().hardlink("h", out).file("h", "dead")),
+            ("a hard link through a link", Tar::new().symlink("l", "..").hardlink("h", "l/canary").file("h", "dead")),
+            ("a hard link to a link", Tar::new().symlink("l", "../canary").hardlink("h", "l").file("h", "dead")),
+            ("a hard link to the root", Tar::new().hardlink("h", ".").hardlink("h", "..").hardlink("h", "/")),
+            ("a whiteout through a link", Tar::new().symlink("l", "..").file("l/.wh.canary", "")),
+            ("an opaque link", Tar::new().symlink("l", "..").file("l/.wh..wh..opq", "")),
+            ("a whiteout of ..", Tar::new().dir("a", 0o755).file("a/.wh...", "")),
+            ("a whiteout of the root", Tar::new().file(".wh..", "").file(".wh.", "").file(".wh..wh..opq", "")),
+            ("a directory over a link", Tar::new().symlink("l", "..").dir("l", 0o700).file("l/canary", "x")),
+            (
+                "a link swapped in",
+                Tar::new().dir("d", 0o755).file("d/a", "").symlink("d", "..").file("d/canary", "dead"),
+            ),
+            (
+                "procfs",
+                Tar::new()
+                    .symlink("l", "/proc/self/cwd")
+                    .file("l/canary", "x")
+                    .symlink("m", "/proc/self/root")
+                    .file("m/x", ""),
+            ),
+        ] {
+            contained(what, &tar);
+        }
+    });
 }
 
 #[test]
 fn privileged_what_cannot_be_a_name_or_a_number_is_refused() {
-    let check = |tar: &Tar| {
-        let world = World::new(Whiteouts::Remove);
-        let error = world.apply(tar).unwrap_err();
-        assert!(matches!(error, Error::Refused { .. } | Error::Malformed { .. }), "{error:?}");
-        assert_eq!(tree(&world.root()), [""; 0]);
-    };
-    check(&Tar::new().pax(&[("path", b"a\0b")]).file("x", ""));
-    check(&Tar::new().pax(&[("linkpath", b"a\0b")]).symlink("x", "y"));
-    check(&Tar::new().pax(&[("path", b"")]).file("x", ""));
-    check(&Tar::new().pax(&[("size", b"-1")]).file("x", ""));
-    check(&Tar::new().pax(&[("uid", b"4294967295")]).file("x", ""));
-    check(&Tar::new().symlink("x", ""));
-    check(&Tar::new().hardlink("x", "."));
-    check(&Tar::new().file(".wh.", ""));
-    check(&Tar::new().file(".wh..", ""));
-    check(&Tar::new().raw("x", b'Q', "", b"", |_| {}));
-    // Sizes in binary: negative, and one that does not fit 64 bits.
-    check(&Tar::new().raw("x", b'0', "", b"", |header| header.bytes(124, &[0xff; 12])));
-    check(&Tar::new().raw("x", b'0', "", b"", |header| header.bytes(124, &[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])));
-    // A map of holes that reaches over the end, and one that does not account for the data.
-    let sparse = |size: &[u8]| {
-        Tar::new().pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", size)])
-    };
-    check(&sparse(b"3").sparse("x", &[(0, b"four")]));
-    check(&sparse(b"100").sparse("x", &[(8, b"later"), (0, b"first")]));
-    let mut broken = Tar::new().file("x", "1").bytes();
-    broken[0] ^= 1;
-    check(&Tar::from(broken));
+    confined(|| {
+        let check = |tar: &Tar| {
+            let world = World::new(Whiteouts::Remove);
+            let error = world.apply(tar).unwrap_err();
+            assert!(matches!(error, Error::Refused { .. } | Error::Malformed { .. }), "{error:?}");
+            assert_eq!(tree(&world.root()), [""; 0]);
+        };
+        check(&Tar::new().pax(&[("path", b"a\0b")]).file("x", ""));
+        check(&Tar::new().pax(&[("linkpath", b"a\0b")]).symlink("x", "y"));
+        check(&Tar::new().pax(&[("path", b"")]).file("x", ""));
+        check(&Tar::new().pax(&[("size", b"-1")]).file("x", ""));
+        check(&Tar::new().pax(&[("uid", b"4294967295")]).file("x", ""));
+        check(&Tar::new().symlink("x", ""));
+        check(&Tar::new().hardlink("x", "."));
+        check(&Tar::new().file(".wh.", ""));
+        check(&Tar::new().file(".wh..", ""));
+        check(&Tar::new().raw("x", b'Q', "", b"", |_| {}));
+        // Sizes in binary: negative, and one that does not fit 64 bits.
+        check(&Tar::new().raw("x", b'0', "", b"", |header| header.bytes(124, &[0xff; 12])));
+        check(
+            &Tar::new().raw("x", b'0', "", b"", |header| header.bytes(124, &[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])),
+        );
+        // A map of holes that reaches over the end, and one that does not account for the data.
+        let sparse = |size: &[u8]| {
+            Tar::new().pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", size)])
+        };
+        check(&sparse(b"3").sparse("x", &[(0, b"four")]));
+        check(&sparse(b"100").sparse("x", &[(8, b"later"), (0, b"first")]));
+        let mut broken = Tar::new().file("x", "1").bytes();
+        broken[0] ^= 1;
+        check(&Tar::from(broken));
+    });
 }
 
 #[test]
 fn privileged_a_list_of_holes_without_an_end_stops_at_the_limit() {
-    let endless = vec![b'1'; 3 << 20];
-    let tar = Tar::new()
-        .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"1")])
-        .raw("x", b'0', "", &endless, |_| {});
-    let world = World::new(Whiteouts::Remove);
-    let error = world.apply(&tar).unwrap_err();
-    assert!(matches!(error, Error::TooMuch { limit: 1_048_576, .. }), "{error:?}");
+    confined(|| {
+        let endless = vec![b'1'; 3 << 20];
+        let tar = Tar::new()
+            .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"1")])
+            .raw("x", b'0', "", &endless, |_| {});
+        let world = World::new(Whiteouts::Remove);
+        let error = world.apply(&tar).unwrap_err();
+        assert!(matches!(error, Error::TooMuch { limit: 1_048_576, .. }), "{error:?}");
+    });
 }
 
 #[test]
 fn privileged_a_tree_deeper_than_the_stack_is_replaced() {
-    let mut tar = Tar::new();
-    let half = "d/".repeat(40);
-    // Links shorten the way, so that the tree grows deeper than one path can say.
-    tar = tar.dir(format!("top/{half}"), 0o755).symlink("l0", format!("top/{half}"));
-    for step in 0..60 {
-        tar = tar.dir(format!("l{step}/{half}"), 0o755);
-        // Each link is made inside the one before and then stands for it.
-        tar = tar.symlink(format!("l{}", step + 1), format!("l{step}/{half}"));
-    }
-    let world = World::new(Whiteouts::Remove);
-    // The chain of links passes what the kernel follows at some point; what was made until then is deep enough.
-    let error = world.apply(&tar).unwrap_err();
-    assert!(matches!(error, Error::Failed { .. }), "{error:?}");
-    world.apply(&Tar::new().file("top", "flat")).unwrap();
-    assert_eq!(fs::read_to_string(world.root().join("top")).unwrap(), "flat");
+    confined(|| {
+        let mut tar = Tar::new();
+        let half = "d/".repeat(40);
+        // Links shorten the way, so that the tree grows deeper than one path can say.
+        tar = tar.dir(format!("top/{half}"), 0o755).symlink("l0", format!("top/{half}"));
+        for step in 0..60 {
+            tar = tar.dir(format!("l{step}/{half}"), 0o755);
+            // Each link is made inside the one before and then stands for it.
+            tar = tar.symlink(format!("l{}", step + 1), format!("l{step}/{half}"));
+        }
+        let world = World::new(Whiteouts::Remove);
+        // The chain of links passes what the kernel follows at some point; what was made until then is deep enough.
+        let error = world.apply(&tar).unwrap_err();
+        assert!(matches!(error, Error::Failed { .. }), "{error:?}");
+        world.apply(&Tar::new().file("top", "flat")).unwrap();
+        assert_eq!(fs::read_to_string(world.root().join("top")).unwrap(), "flat");
+    });
 }
