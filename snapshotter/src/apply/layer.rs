@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::archive::{Archive, Entry, Kind, Looks, Region};
 use super::lower::{Found, Lower, is_directory, is_whiteout};
-use super::root::{Root, clean, split};
+use super::root::{Root, child, clean, split};
 use super::whiteout::Meaning;
 use super::{Applied, Error, Limits, Target, Whiteouts, attributes, remove, whiteout};
 
@@ -134,7 +134,7 @@ impl Layer {
             }
             Err(errno) => return Err(failed(errno)),
         }
-        let fd = open_new(place, OFlags::RDONLY | OFlags::DIRECTORY).map_err(&failed)?;
+        let fd = child(&place.dir, place.name, OFlags::RDONLY | OFlags::DIRECTORY).map_err(&failed)?;
         if replaced {
             // What it took the place of hid a directory of that name below, if there is one.
             self.hide_below(fd.as_fd()).map_err(&failed)?;
@@ -183,7 +183,7 @@ impl Layer {
     ) -> Result<(), Error> {
         let fd = self.create(place, |dir, name| {
             make(dir, name)?;
-            rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            child(dir, name, OFlags::PATH)
         })?;
         attributes::set_unopened(fd.as_fd(), place.path, looks, is_link)?;
         attributes::set_times(place.dir.as_fd(), place.name, place.path, &attributes::times(looks))
@@ -298,8 +298,7 @@ impl Layer {
                 Some(_) => return Err(failed(Errno::NOTDIR)),
             }
             rustix::fs::mkdirat(parent, name, Mode::RWXU).map_err(failed)?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(failed)?;
+            let fd = child(parent, name, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)?;
             own.insert(rustix::fs::fstat(&fd).map_err(failed)?.st_ino);
             let below = if found.is_some() { None } else { lower.find(path)? };
             match below {
@@ -383,9 +382,4 @@ impl Layer {
 fn create_file(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
-}
-
-/// Opens what was just made at the place.
-fn open_new(place: &Place<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(&place.dir, place.name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }

@@ -1,10 +1,16 @@
 //! Removal of whole trees that follows nothing and needs neither stack nor descriptors in proportion to their depth.
+//!
+//! What is mounted in a tree is not of the tree: removal stops there with an error.
 
 use std::ffi::CString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
+
+use super::root::child;
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
 /// Removes `name` from `dir`, with all that is in it. That it is not there is success.
 pub(super) fn tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
@@ -18,17 +24,23 @@ pub(super) fn tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
         other => return other,
     }
     let name = CString::new(name).map_err(|_| Errno::INVAL)?;
-    let mut current = open(dir, &name)?;
-    // The directories between `dir` and `current`; `..` leads back up, for nobody else moves anything in here.
-    let mut above = vec![name];
-    while let Some(own) = above.last() {
+    let mut current = child(dir, &name, DIRECTORY)?;
+    // The directories between `dir` and `current`, each with the one that it was found in.
+    let mut above = vec![(identity(dir)?, name)];
+    while let Some((found_in, own)) = above.last() {
         match first_full_directory(&current)? {
             Some(below) => {
-                current = open(&current, &below)?;
-                above.push(below);
+                let next = child(&current, &below, DIRECTORY)?;
+                above.push((identity(&current)?, below));
+                current = next;
             }
             None => {
-                let parent = open(&current, c"..")?;
+                let flags = DIRECTORY | OFlags::CLOEXEC;
+                let parent = rustix::fs::openat(&current, c"..", flags, Mode::empty())?;
+                // Somebody may have moved `current` meanwhile; where it is now, nothing is ours to remove.
+                if identity(&parent)? != *found_in {
+                    return Err(Errno::STALE);
+                }
                 rustix::fs::unlinkat(&parent, own, AtFlags::REMOVEDIR)?;
                 above.pop();
                 current = parent;
@@ -62,7 +74,7 @@ fn first_full_directory(dir: &OwnedFd) -> Result<Option<CString>, Errno> {
     Ok(None)
 }
 
-fn open(dir: impl std::os::fd::AsFd, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::empty())
+/// Tells one directory from all others that exist.
+fn identity(dir: impl AsFd) -> Result<(u64, u64), Errno> {
+    rustix::fs::fstat(dir).map(|stat| (stat.st_dev, stat.st_ino))
 }

@@ -2,6 +2,7 @@
 //!
 //! Every lookup is one `openat2` beneath the root: links are followed as a process inside the root would follow them, and
 //! neither magic links of procfs nor other mounts are entered. Names here are cleaned: relative, without `.` and `..`.
+//! What is in a directory that is open already is opened by [`child`], which follows nothing at all.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -127,6 +128,13 @@ impl Root {
         }
         Err(Errno::AGAIN)
     }
+}
+
+/// Opens what is called `name` in `dir`. A link is not followed, and a mount, which is not of the layer, is not entered.
+pub(super) fn child(dir: impl AsFd, name: impl rustix::path::Arg, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
 }
 
 /// An entry's name as a path beneath the root: `..` takes back what is before it, and stops at the root.

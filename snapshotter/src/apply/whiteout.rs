@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::lower::is_directory;
-use super::root::{Root, split};
+use super::root::{Root, child, split};
 use super::{Error, attributes};
 
 /// What an entry's last component says.
@@ -43,7 +43,7 @@ pub(super) fn hide(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     }
     let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
     if is_directory(&stat) {
-        hide_all(open_directory(dir, name)?.as_fd())?;
+        hide_all(child(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?.as_fd())?;
     }
     Ok(())
 }
@@ -63,7 +63,7 @@ pub(super) fn delete(dir: BorrowedFd<'_>, name: &[u8], own: &HashSet<u64>) -> Re
         (true, false) => Ok(()),
         (false, false) => rustix::fs::unlinkat(dir, name, AtFlags::empty()),
         (is_own, true) => {
-            delete_in(open_directory(dir, name)?, own)?;
+            delete_in(child(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?, own)?;
             if is_own { Ok(()) } else { drop_empty(dir, name) }
         }
     }
@@ -108,9 +108,4 @@ fn drop_empty(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
         Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
         other => other,
     }
-}
-
-fn open_directory(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::empty())
 }

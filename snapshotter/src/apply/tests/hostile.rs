@@ -148,3 +148,46 @@ fn privileged_a_tree_deeper_than_the_stack_is_replaced() {
         assert_eq!(fs::read_to_string(world.root().join("top")).unwrap(), "flat");
     });
 }
+
+/// Applies the archive in both modes to a root in which a directory from beside it is mounted, as `d/m`.
+fn contained_by_mounts(what: &str, tar: &Tar) {
+    for whiteouts in [Whiteouts::Remove, Whiteouts::Overlay] {
+        let mut world = World::new(whiteouts);
+        if whiteouts == Whiteouts::Overlay {
+            world.below(&Tar::new().dir("d/m", 0o755).file("d/m/canary", "below"));
+        }
+        let (outside, point) = (world.dir.path().join("outside"), world.root().join("d/m"));
+        fs::create_dir_all(outside.join("sub")).unwrap();
+        fs::write(outside.join("canary"), "alive").unwrap();
+        fs::create_dir_all(&point).unwrap();
+        rustix::mount::mount_bind(&outside, &point).unwrap();
+        let before = surroundings(&world.root());
+        let result = world.apply(tar);
+        assert_eq!(surroundings(&world.root()), before, "{what}, {whiteouts:?}: {result:?}");
+        rustix::mount::unmount(&point, rustix::mount::UnmountFlags::empty()).unwrap();
+    }
+}
+
+#[test]
+fn privileged_nothing_that_is_mounted_in_the_root_is_touched() {
+    confined(|| {
+        for (what, tar) in [
+            ("a file in it", Tar::new().file("d/m/canary", "dead")),
+            ("a directory in it", Tar::new().dir("d/m/new", 0o700)),
+            ("its own entry", Tar::new().dir("d/m", 0o700)),
+            ("a file in its place", Tar::new().file("d/m", "dead")),
+            ("a file in place of the directory above", Tar::new().file("d", "dead")),
+            ("a link in place of the directory above", Tar::new().symlink("d", "..")),
+            ("a whiteout in it", Tar::new().file("d/m/.wh.canary", "")),
+            ("a whiteout of it", Tar::new().file("d/.wh.m", "")),
+            ("a whiteout of the directory above", Tar::new().file(".wh.d", "")),
+            ("an opaque directory", Tar::new().file("d/m/.wh..wh..opq", "")),
+            ("an opaque directory above", Tar::new().file("d/.wh..wh..opq", "")),
+            ("an opaque root", Tar::new().file(".wh..wh..opq", "")),
+            ("a hard link to a file in it", Tar::new().hardlink("h", "d/m/canary").file("h", "dead")),
+            ("a link to it", Tar::new().symlink("l", "d/m").file("l/.wh..wh..opq", "").file("l/x", "dead")),
+        ] {
+            contained_by_mounts(what, &tar);
+        }
+    });
+}
