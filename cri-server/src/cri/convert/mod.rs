@@ -145,10 +145,7 @@ mod tests {
         }
         let status = parse_identifier("a/b".into(), "config.metadata.name").unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
-        assert_eq!(
-            status.message(),
-            "config.metadata.name: \"a/b\" must not contain slashes or control characters"
-        );
+        assert_eq!(status.message(), "config.metadata.name: \"a/b\" must not contain slashes or control characters");
     }
 
     #[test]
