@@ -118,7 +118,12 @@ impl Root {
     }
 
     fn lookup(&self, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
-        let path = if path.is_empty() { b"." } else { path };
+        let path = match path.first() {
+            None => b".",
+            // Nothing but the flags below would keep it from being one of the host's.
+            Some(b'/') => return Err(Errno::INVAL),
+            Some(_) => path,
+        };
         let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         for _ in 0..MAX_RETRIES {
             match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {

@@ -85,7 +85,10 @@ pub(super) fn delete_in(top: OwnedFd, own: &HashSet<u64>) -> Result<(), Errno> {
             let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
             let is_own = own.contains(&stat.st_ino);
             if is_directory(&stat) {
-                let below = [path.as_slice(), name.to_bytes()].join(&b'/');
+                let below = match path.is_empty() {
+                    true => name.to_bytes().to_vec(),
+                    false => [path.as_slice(), name.to_bytes()].join(&b'/'),
+                };
                 if !is_own {
                     foreign.push(below.clone());
                 }
@@ -97,7 +100,7 @@ pub(super) fn delete_in(top: OwnedFd, own: &HashSet<u64>) -> Result<(), Errno> {
     }
     // Children were seen after their parents.
     foreign.iter().rev().try_for_each(|path| {
-        let (parent, name) = split(path.strip_prefix(b"/").unwrap_or(path));
+        let (parent, name) = split(path);
         drop_empty(top.plain_directory(parent)?.as_fd(), name)
     })
 }

@@ -1,5 +1,8 @@
 //! Archives that try to reach out of the root.
 
+use rustix::io::Errno;
+
+use super::super::root::Root;
 use super::*;
 
 /// Applies the archive in both modes; whatever comes of it, nothing beside the root may change.
@@ -189,5 +192,16 @@ fn privileged_nothing_that_is_mounted_in_the_root_is_touched() {
         ] {
             contained_by_mounts(what, &tar);
         }
+    });
+}
+
+#[test]
+fn privileged_an_absolute_name_is_never_looked_up() {
+    confined(|| {
+        let world = World::new(Whiteouts::Remove);
+        fs::create_dir(world.root().join("tmp")).unwrap();
+        let root = Root::open(&world.root()).unwrap();
+        assert_eq!(root.plain_directory(b"/tmp").unwrap_err(), Errno::INVAL);
+        assert!(root.plain_directory(b"tmp").is_ok());
     });
 }
