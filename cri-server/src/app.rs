@@ -8,10 +8,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File, TryLockError},
+    io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use image_service::images::{self, Images};
@@ -30,6 +32,9 @@ use crate::{
     wiring,
 };
 
+/// How long calls may take to send their answers when all that they wait for has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
 /// Why the daemon could not start, or had to stop.
 #[derive(Debug, Error)]
 pub(crate) enum AppError {
@@ -40,6 +45,10 @@ pub(crate) enum AppError {
     ContainerdRoot { root: PathBuf, file: PathBuf },
     #[error("prepare directory {}", path.display())]
     Directory { path: PathBuf, source: io::Error },
+    #[error(
+        "another daemon works in {}; stop it, or set another root and state in the configuration", path.display()
+    )]
+    InUse { path: PathBuf },
     #[error("snapshotter {name:?} is not one of: {known}")]
     UnknownSnapshotter { name: String, known: String },
     #[error("opening the stored state was aborted")]
@@ -70,6 +79,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     }
     refuse_containerd_root(&config.root)?;
     prepare_directories(&config)?;
+    // Before anything is read: recovery takes what a living daemon does for what a dead one has left.
+    let _held = [hold(&config.root)?, hold(&config.state)?];
     adjust_oom_score(config.oom_score);
 
     let (store, snapshotters, config) = tokio::task::spawn_blocking(move || {
@@ -100,14 +111,15 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
         streaming: streaming.clone(),
         config: config.clone(),
         namespace: Namespace::k8s(),
+        shutdown: shutdown.clone(),
     };
     let streams = tokio::spawn(streaming.serve(shutdown.clone()));
     let events = tokio::spawn(sandbox::events::serve(events, shutdown.clone()));
     let signals = tokio::spawn(stop_on_signal(shutdown.clone()).map_err(AppError::Signals)?);
     tracing::info!(socket = %config.grpc.address.display(), version = crate::VERSION, "serving");
-    let served = serve::serve(listener, &config.grpc, cri, shutdown.clone()).await;
+    let serving = serve::serve(listener, &config.grpc, cri, shutdown.clone());
+    let served = drain(serving, &shutdown, &images, pods).await;
 
-    shutdown.cancel();
     signals.abort();
     if let Err(error) = streams.await {
         tracing::error!(%error, "the streaming server ended badly");
@@ -117,11 +129,47 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
         Ok(Err(error)) => tracing::error!(%error, "the socket for shims' events failed"),
         Err(error) => tracing::error!(%error, "the server of shims' events ended badly"),
     }
-    images.shutdown().await;
-    pods.shutdown().await;
     store.close().await?;
     tracing::info!("stopped; containers go on");
     Ok(served?)
+}
+
+/// Serves until the end, and ends in bounded time: what the calls wait for is ended beside them, or a pull from a slow
+/// registry and a stop with a long grace would keep the daemon alive.
+async fn drain(
+    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
+    shutdown: &CancellationToken,
+    images: &Images,
+    pods: Pods,
+) -> Result<(), tonic::transport::Error> {
+    let ending = async {
+        shutdown.cancelled().await;
+        tokio::join!(images.shutdown(), pods.shutdown());
+    };
+    tokio::pin!(serving, ending);
+    tokio::select! {
+        served = &mut serving => {
+            // It also ends when the socket fails, and then nobody has asked for a shutdown yet.
+            shutdown.cancel();
+            ending.await;
+            served
+        }
+        () = &mut ending => tokio::time::timeout(LAST_ANSWERS, serving).await.unwrap_or_else(|_| {
+            tracing::warn!("calls that got no answer are cut off");
+            Ok(())
+        }),
+    }
+}
+
+/// Keeps a directory for this process alone. The kernel gives it back when the process ends, however it ends.
+fn hold(path: &Path) -> Result<File, AppError> {
+    let failed = |source| AppError::Directory { path: path.to_owned(), source };
+    let directory = File::open(path).map_err(failed)?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err(AppError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// A root that containerd wrote is never touched without being asked: its metadata would be lost to it.

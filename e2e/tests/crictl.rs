@@ -307,3 +307,34 @@ async fn privileged_attach_shows_what_the_container_prints_from_then_on() {
     node.remove_all_pods().await;
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_events_show_containers_come_and_go() {
+    let node = TestNode::start().await;
+    let crictl = Crictl::of(&node);
+    crictl.run(&["pull", BUSYBOX]);
+    let pod_config = pod_file(&node, "heard");
+    let pod = crictl.run(&["runp", &pod_config]).trim().to_owned();
+    let app_config = container_file(&node, "app", BUSYBOX, &["sleep", "1000"]);
+    let shown = node.path("events");
+    let mut events = Command::new(binary())
+        .args(["--runtime-endpoint", &crictl.endpoint, "events"])
+        .stdout(File::create(&shown).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // crictl does not say when it listens, so one container comes and goes until one has been seen.
+    let seen = wait::until_ok("crictl shows a container that comes and goes", SOON, || {
+        let app = crictl.run(&["create", &pod, &app_config, &pod_config]).trim().to_owned();
+        crictl.run(&["rm", &app]);
+        let text = fs::read_to_string(&shown).unwrap();
+        let whole = text.contains("CONTAINER_CREATED_EVENT") && text.contains("CONTAINER_DELETED_EVENT");
+        if whole { Ok(text) } else { Err(text) }
+    })
+    .await;
+    events.kill().unwrap();
+    events.wait().unwrap();
+    assert!(seen.contains(&pod), "the pod's status is in its containers' events: {seen}");
+    crictl.run(&["rmp", "-f", &pod]);
+    node.finish().await;
+}

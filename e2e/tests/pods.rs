@@ -198,3 +198,48 @@ async fn privileged_containers_of_a_pod_share_its_network_and_reach_another_pod(
     node.remove_all_pods().await;
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_every_step_is_an_event_with_the_statuses_of_then_and_a_listener_does_not_hold_up_the_end() {
+    use cri::ContainerEventType::{
+        ContainerCreatedEvent as Created, ContainerDeletedEvent as Deleted, ContainerStartedEvent as Started,
+        ContainerStoppedEvent as Stopped,
+    };
+    let mut node = TestNode::start().await;
+    let client = node.client();
+    client.pull(PROBE).await.unwrap();
+    let mut events = client.runtime.clone().get_container_events(cri::GetEventsRequest {}).await.unwrap().into_inner();
+
+    let pod_config = node.pod("told");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let app = client.create(&pod, &program("app", PROBE, &["count"]), &pod_config).await.unwrap();
+    client.start(&app).await.unwrap();
+    client.stop(&app, 30).await.unwrap();
+    client.remove(&app).await.unwrap();
+    client.stop_pod(&pod).await.unwrap();
+    client.remove_pod(&pod).await.unwrap();
+
+    let mut last = 0;
+    for (id, kind, state) in [
+        (&pod, Created, None),
+        (&pod, Started, None),
+        (&app, Created, Some(ContainerState::ContainerCreated)),
+        (&app, Started, Some(ContainerState::ContainerRunning)),
+        (&app, Stopped, Some(ContainerState::ContainerExited)),
+        (&app, Deleted, None),
+        (&pod, Stopped, None),
+        (&pod, Deleted, None),
+    ] {
+        let event = tokio::time::timeout(SOON, events.message()).await.unwrap().unwrap().unwrap();
+        assert_eq!((&event.container_id, event.container_event_type()), (id, kind));
+        assert_eq!(event.containers_statuses.first().map(cri::ContainerStatus::state), state);
+        let status = event.pod_sandbox_status.unwrap();
+        assert_eq!((status.id, status.metadata), (pod.clone(), pod_config.metadata.clone()));
+        assert!(event.created_at >= last);
+        last = event.created_at;
+    }
+    node.terminate().await;
+    assert_eq!(events.message().await.unwrap(), None);
+    node.boot().await;
+    node.finish().await;
+}

@@ -9,6 +9,7 @@
 //! ```
 
 mod bundle;
+pub mod changes;
 mod config;
 pub mod error;
 pub mod events;

@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Config, Error, Handler, Session,
+    changes::Changes,
     host::{CgroupMode, Host},
     launcher::Launcher,
     model::{ContainerSpec, ContainerView, ExecOutput, Id, Image, PodSpec, PodView, Resources, StreamRequest},
@@ -195,6 +196,11 @@ impl Pods {
     /// The container whose id is or starts with this.
     pub fn container(&self, id_or_prefix: &str) -> Result<Arc<ContainerView>, Error> {
         self.shared.views.container(id_or_prefix)
+    }
+
+    /// What changes in the views from now on.
+    pub fn changes(&self) -> Changes {
+        self.shared.views.changes()
     }
 
     /// Whether pods can get a network now; the error's text is for CRI's Status.

@@ -1,16 +1,18 @@
 //! The published views: what List and Status read.
 //!
-//! Owners write, everybody reads, nobody waits: the lock guards two maps of `Arc`s for the time of a look-up or a copy of
+//! Owners write, everybody reads, nobody waits, and who listens is told what has changed ([`crate::changes`]): the lock guards two maps of `Arc`s for the time of a look-up or a copy of
 //! the pointers, and is never held across an await.
 
 use std::{
     collections::BTreeMap,
     ops::Bound,
     sync::{Arc, PoisonError, RwLock},
+    time::SystemTime,
 };
 
 use crate::{
     Error,
+    changes::{self, Change, ChangeKind, Changes, Feed},
     model::{ContainerView, Id, PodView},
 };
 
@@ -18,23 +20,52 @@ use crate::{
 pub(crate) struct Views {
     pods: Shelf<PodView>,
     containers: Shelf<ContainerView>,
+    feed: Feed,
 }
 
 impl Views {
     pub(crate) fn publish_pod(&self, view: PodView) {
-        self.pods.put(view.id.clone(), view);
+        let view = Arc::new(view);
+        let old = self.pods.put(view.id.clone(), Arc::clone(&view));
+        for kind in changes::of_pod(old.map(|old| old.state), view.state) {
+            self.tell(&view.id, *kind, Some(&view), &view.id);
+        }
     }
 
     pub(crate) fn publish_container(&self, view: ContainerView) {
-        self.containers.put(view.id.clone(), view);
+        let view = Arc::new(view);
+        let old = self.containers.put(view.id.clone(), Arc::clone(&view));
+        for kind in changes::of_container(old.as_ref().map(|old| &old.state), &view.state) {
+            self.tell(&view.id, *kind, None, &view.pod);
+        }
     }
 
     pub(crate) fn withdraw_pod(&self, id: &Id) {
-        self.pods.take(id);
+        if let Some(view) = self.pods.take(id) {
+            self.tell(id, ChangeKind::Deleted, Some(&view), id);
+        }
     }
 
     pub(crate) fn withdraw_container(&self, id: &Id) {
-        self.containers.take(id);
+        if let Some(view) = self.containers.take(id) {
+            self.tell(id, ChangeKind::Deleted, None, &view.pod);
+        }
+    }
+
+    /// What changes from now on.
+    pub(crate) fn changes(&self) -> Changes {
+        self.feed.subscribe()
+    }
+
+    /// `known`: the pod, if it is at hand or not on its shelf any more.
+    fn tell(&self, id: &Id, kind: ChangeKind, known: Option<&Arc<PodView>>, pod: &Id) {
+        if !self.feed.is_heard() {
+            return;
+        }
+        let mut containers = self.containers.all();
+        containers.retain(|container| container.pod == *pod);
+        let pod = known.cloned().or_else(|| self.pods.get(pod));
+        self.feed.tell(Change { id: id.clone(), kind, at: SystemTime::now(), pod, containers });
     }
 
     pub(crate) fn pods(&self) -> Vec<Arc<PodView>> {
@@ -64,13 +95,18 @@ impl<T> Default for Shelf<T> {
 }
 
 impl<T> Shelf<T> {
-    fn put(&self, id: Id, view: T) {
+    /// Answers what was there.
+    fn put(&self, id: Id, view: Arc<T>) -> Option<Arc<T>> {
         // A poisoned lock still guards whole values: an insert either happened or did not.
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(view));
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, view)
     }
 
-    fn take(&self, id: &Id) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    fn take(&self, id: &Id) -> Option<Arc<T>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id)
+    }
+
+    fn get(&self, id: &Id) -> Option<Arc<T>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
     fn all(&self) -> Vec<Arc<T>> {

@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
 use windlass_sandbox::{
     Error, Pods,
+    changes::ChangeKind,
     model::{ContainerSpec, ContainerState, PodState, Resources},
 };
 
@@ -154,6 +155,38 @@ async fn an_update_before_the_start_is_in_the_spec_that_the_runtime_gets_and_one
     pods.stop_container(app.as_str(), Duration::ZERO).await.unwrap();
     assert!(matches!(pods.update_container(app.as_str(), update).await, Err(Error::Precondition(_))));
     pods.remove(pod.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
+async fn every_step_of_a_life_is_told_once_in_order_with_what_there_is_then() {
+    use ChangeKind::{Created, Deleted, Started, Stopped};
+    let Node { machine, pods, .. } = node().await;
+    let mut changes = pods.changes();
+    let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+    let app = pods.create_container(pod.as_str(), container_spec("app"), image()).await.unwrap();
+    pods.start_container(app.as_str()).await.unwrap();
+    pods.stop_container(app.as_str(), Duration::ZERO).await.unwrap();
+    pods.remove_container(app.as_str()).await.unwrap();
+    pods.stop(pod.as_str()).await.unwrap();
+    pods.remove(pod.as_str()).await.unwrap();
+    let expected = [
+        (&pod, Created, Some(PodState::Ready), 0),
+        (&pod, Started, Some(PodState::Ready), 0),
+        (&app, Created, Some(PodState::Ready), 1),
+        (&app, Started, Some(PodState::Ready), 1),
+        (&app, Stopped, Some(PodState::Ready), 1),
+        (&app, Deleted, Some(PodState::Ready), 0),
+        (&pod, Stopped, Some(PodState::NotReady), 0),
+        (&pod, Deleted, Some(PodState::NotReady), 0),
+    ];
+    for (id, kind, state, containers) in expected {
+        let change = changes.next().await.unwrap().unwrap();
+        let told = (&change.id, change.kind, change.pod.as_ref().map(|pod| pod.state), change.containers.len());
+        assert_eq!(told, (id, kind, state, containers));
+    }
+    pods.shutdown().await;
+    assert!(changes.next().await.is_none(), "nothing else was told");
     machine.assert_clean("after the remove");
 }
 

@@ -6,6 +6,7 @@
 mod containers;
 mod convert;
 mod errors;
+mod events;
 mod exec;
 mod image_service;
 mod images;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use ::image_service::images::Images;
 use sandbox::{Pods, stats::Stats};
 use store::Namespace;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use errors::chain;
 
@@ -36,4 +38,6 @@ pub(crate) struct Cri {
     pub(crate) config: Arc<Config>,
     /// `k8s.io`, for everything that CRI makes.
     pub(crate) namespace: Namespace,
+    /// Ends the streams that would not end by themselves, so that the server can.
+    pub(crate) shutdown: CancellationToken,
 }

@@ -169,7 +169,7 @@ impl RuntimeService for Cri {
 
     type GetContainerEventsStream = Streamed<ContainerEventResponse>;
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        not_built("GetContainerEvents")
+        streamed(self.events())
     }
 
     type StreamPodSandboxesStream = Streamed<StreamPodSandboxesResponse>;
