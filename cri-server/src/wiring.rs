@@ -9,7 +9,7 @@ use image_service::{
 use sandbox::network::{CniConfig, IpPreference};
 use store::Namespace;
 
-use crate::config::{Auth, Config, Handler};
+use crate::config::{Auth, Config, Handler, Runtime};
 
 /// Where a snapshotter keeps its trees, as containerd lays them out.
 pub(crate) fn snapshotter_root(config: &Config, name: &str) -> PathBuf {
@@ -77,19 +77,19 @@ pub(crate) fn sandbox(config: &Config) -> sandbox::Config {
         shim_search: shim_search(),
         netns_dir: if runtime.netns_under_state { config.state.join("netns") } else { PathBuf::from("/run/netns") },
         namespace: Namespace::k8s(),
-        handlers: runtime.handlers.iter().map(|(name, value)| (name.clone(), handler(value))).collect(),
+        handlers: runtime.handlers.iter().map(|(name, value)| (name.clone(), handler(value, runtime))).collect(),
         default_handler: runtime.default_handler.clone(),
         snapshotter: config.images.snapshotter.clone(),
         // Zero and less mean "never split" in the file.
         max_log_line: usize::try_from(runtime.max_log_line).unwrap_or_default(),
         default_cgroup_parent: String::new(),
         restrict_oom_score_adj: runtime.restrict_oom_score_adj,
-        ignore_image_volumes: false,
+        ignore_image_volumes: runtime.ignore_image_volumes,
         timeouts: sandbox::Timeouts::default(),
     }
 }
 
-fn handler(handler: &Handler) -> sandbox::Handler {
+fn handler(handler: &Handler, runtime: &Runtime) -> sandbox::Handler {
     sandbox::Handler {
         runtime_type: handler.runtime_type.clone(),
         runtime_path: handler.runtime_path.clone(),
@@ -100,6 +100,8 @@ fn handler(handler: &Handler) -> sandbox::Handler {
         no_new_keyring: handler.options.no_new_keyring,
         privileged_without_host_devices: handler.privileged_without_host_devices,
         snapshotter: handler.snapshotter.clone(),
+        keep_privileged_ports: !runtime.unprivileged_ports,
+        keep_ping_group_range: !runtime.unprivileged_icmp,
         pod_annotations: handler.pod_annotations.clone(),
         container_annotations: handler.container_annotations.clone(),
         // Asked of the runtime itself when the daemon starts.

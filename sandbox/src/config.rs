@@ -53,6 +53,10 @@ pub struct Handler {
     pub no_new_keyring: bool,
     pub privileged_without_host_devices: bool,
     pub snapshotter: Option<String>,
+    /// Low ports of a pod's own network stay root's (`enable_unprivileged_ports = false`).
+    pub keep_privileged_ports: bool,
+    /// Who may ping stays the kernel's default (`enable_unprivileged_icmp = false`).
+    pub keep_ping_group_range: bool,
     /// Patterns of pod annotations that are passed to the runtime in the OCI spec.
     pub pod_annotations: Vec<String>,
     pub container_annotations: Vec<String>,

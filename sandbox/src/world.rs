@@ -87,6 +87,8 @@ pub(crate) fn handler_options(handler: &Handler) -> HandlerOptions {
         privileged_without_host_devices: handler.privileged_without_host_devices,
         recursive_readonly_mounts: handler.features.recursive_readonly_mounts,
         mapped_mounts: handler.features.user_namespaces,
+        keep_privileged_ports: handler.keep_privileged_ports,
+        keep_ping_group_range: handler.keep_ping_group_range,
         pod_annotations: handler.pod_annotations.clone(),
         container_annotations: handler.container_annotations.clone(),
         ..HandlerOptions::default()

@@ -146,6 +146,8 @@ pub(crate) struct Runtime {
     pub(crate) restrict_oom_score_adj: bool,
     pub(crate) unset_seccomp_profile: String,
     pub(crate) netns_under_state: bool,
+    /// Make no volumes for the `VOLUME`s of images.
+    pub(crate) ignore_image_volumes: bool,
     pub(crate) unprivileged_ports: bool,
     pub(crate) unprivileged_icmp: bool,
 }
@@ -233,6 +235,7 @@ impl Default for Runtime {
             restrict_oom_score_adj: false,
             unset_seccomp_profile: String::new(),
             netns_under_state: false,
+            ignore_image_volumes: false,
             unprivileged_ports: true,
             unprivileged_icmp: true,
         }

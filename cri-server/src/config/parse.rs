@@ -241,15 +241,13 @@ fn runtime(
     section.boolean("netns_mounts_under_state_dir", &mut runtime.netns_under_state)?;
     section.boolean("enable_unprivileged_ports", &mut runtime.unprivileged_ports)?;
     section.boolean("enable_unprivileged_icmp", &mut runtime.unprivileged_icmp)?;
+    section.boolean("ignore_image_defined_volumes", &mut runtime.ignore_image_volumes)?;
     let mut selinux = false;
     section.boolean("enable_selinux", &mut selinux)?;
     if selinux {
         return Err("enable_selinux is not supported yet".into());
     }
-    section.pending(
-        &["disable_proc_mount", "device_ownership_from_security_context", "ignore_image_defined_volumes"],
-        warnings,
-    );
+    section.pending(&["disable_proc_mount", "device_ownership_from_security_context"], warnings);
     section.accept(&[
         "selinux_category_range",
         "disable_apparmor",

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use ::image_service::images::{Image, PullRequest};
 use api::cri;
-use sandbox::model::PodView;
+use sandbox::model::{PodView, SecurityProfile};
 use serde_json::json;
 use tonic::Status;
 
@@ -15,6 +15,7 @@ use super::{
         parse_name,
         pod::parse_pod,
         required,
+        security::parse_profile,
         status::{to_container_status, to_pod_status},
         to_nanoseconds,
     },
@@ -26,7 +27,8 @@ impl Cri {
         &self,
         request: cri::RunPodSandboxRequest,
     ) -> Result<cri::RunPodSandboxResponse, Status> {
-        let spec = parse_pod(required(request.config, "config")?, request.runtime_handler)?;
+        let mut spec = parse_pod(required(request.config, "config")?, request.runtime_handler)?;
+        spec.seccomp = self.seccomp_of(spec.seccomp)?;
         let pause = self.pause_image().await?;
         let image = to_sandbox_image(&pause, self.config.images.pause_image.clone());
         let id = self.pods.run(spec, image).await.map_err(sandbox_status)?;
@@ -51,6 +53,16 @@ impl Cri {
                 format!("sandbox image {reference} is not on the node and cannot be pulled: {}", status.message());
             Status::new(status.code(), what)
         })
+    }
+
+    /// A profile that the client left unset is what the configuration says (`unset_seccomp_profile`).
+    pub(super) fn seccomp_of(&self, profile: SecurityProfile) -> Result<SecurityProfile, Status> {
+        match profile {
+            SecurityProfile::Unset => {
+                parse_profile(None, &self.config.runtime.unset_seccomp_profile, "unset_seccomp_profile")
+            }
+            set => Ok(set),
+        }
     }
 
     pub(super) async fn stop_pod(

@@ -50,6 +50,10 @@ pub struct HandlerOptions {
     pub mapped_mounts: bool,
     /// `cgroup_writable`: the cgroup file system of unprivileged containers is writable.
     pub cgroup_writable: bool,
+    /// `enable_unprivileged_ports = false`: low ports of a pod's own network stay root's.
+    pub keep_privileged_ports: bool,
+    /// `enable_unprivileged_icmp = false`: the kernel's default of who may ping stays.
+    pub keep_ping_group_range: bool,
     /// `pod_annotations`: globs of pod annotations that are passed on to the runtime.
     pub pod_annotations: Vec<String>,
     /// `container_annotations`: the same of containers.

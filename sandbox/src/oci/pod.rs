@@ -96,9 +96,13 @@ fn sysctls(input: &PodInput<'_>) -> Result<HashMap<String, String>, Error> {
         }
         return Ok(found);
     }
-    found.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
-    // The kernel takes only groups that the namespace has.
-    let last = input.pod.namespaces.user.as_ref().map_or(2_147_483_647, |user| user.gid.length.saturating_sub(1));
-    found.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| format!("0 {last}"));
+    if !input.handler.keep_privileged_ports {
+        found.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
+    }
+    if !input.handler.keep_ping_group_range {
+        // The kernel takes only groups that the namespace has.
+        let last = input.pod.namespaces.user.as_ref().map_or(2_147_483_647, |user| user.gid.length.saturating_sub(1));
+        found.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| format!("0 {last}"));
+    }
     Ok(found)
 }

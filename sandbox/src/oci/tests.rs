@@ -342,6 +342,15 @@ fn one_range() -> IdMapping {
 }
 
 #[test]
+fn a_node_may_keep_low_ports_and_ping_as_the_kernel_has_them() {
+    let mut world = World::new();
+    world.handler.keep_privileged_ports = true;
+    assert_eq!(world.pod()["linux"]["sysctl"], serde_json::json!({"net.ipv4.ping_group_range": "0 2147483647"}));
+    world.handler.keep_ping_group_range = true;
+    assert_eq!(world.pod()["linux"]["sysctl"], serde_json::json!({}));
+}
+
+#[test]
 fn a_user_namespace_is_joined_with_its_mapping_and_maps_volumes() {
     let mut world = World::new();
     let user = UserNamespace { uid: one_range(), gid: one_range() };
