@@ -1,6 +1,5 @@
 //! One layer being written: each entry becomes one change beneath the root.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +12,7 @@ use rustix::io::Errno;
 use super::archive::{Archive, Entry, Kind, Looks, Region};
 use super::lower::{Found, Lower, is_directory, is_whiteout};
 use super::root::{Root, child, clean, split};
-use super::whiteout::Meaning;
+use super::whiteout::{Meaning, Own};
 use super::{Applied, Error, Limits, Target, Whiteouts, attributes, remove, whiteout};
 
 pub(super) struct Layer {
@@ -22,8 +21,7 @@ pub(super) struct Layer {
     whiteouts: Whiteouts,
     limits: Limits,
     applied: Applied,
-    /// Inodes that this layer brought, where the root holds those of the layers below as well.
-    own: HashSet<u64>,
+    own: Own,
     /// Times of directories, by path; set last, for every entry changes those of its directory.
     directories: Vec<(Vec<u8>, Timestamps)>,
 }
@@ -50,7 +48,7 @@ impl Layer {
             whiteouts: target.whiteouts,
             limits: *limits,
             applied: Applied::default(),
-            own: HashSet::new(),
+            own: Own::default(),
             directories: Vec::new(),
         })
     }
@@ -216,10 +214,15 @@ impl Layer {
         match link() {
             Err(Errno::EXIST) => {
                 self.clear(place)?;
-                link().map_err(failed)
+                link().map_err(failed)?;
             }
-            other => other.map_err(failed),
+            other => other.map_err(failed)?,
         }
+        if self.whiteouts == Whiteouts::Remove {
+            let dir = rustix::fs::fstat(&place.dir).map_err(failed)?;
+            self.own.insert_name(dir.st_ino, place.name, stat.st_ino);
+        }
+        Ok(())
     }
 
     /// Copies a file of the layers below to this one, where it gets another name.

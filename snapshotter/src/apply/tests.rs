@@ -213,6 +213,17 @@ fn privileged_whiteouts_remove_what_was_there_and_not_what_the_layer_brings() {
             &["d/", "d/file=new", "d/old/", "d/old/deep/", "d/old/deep/file=old"],
         );
         check(&Tar::new().file(".wh.d", ""), &[]);
+        // A name of a file of the layers below that this layer brings stays, and the name below goes.
+        for tar in [
+            Tar::new().hardlink("e/again", "d/file").file(".wh.d", "").file("e/.wh..wh..opq", ""),
+            Tar::new()
+                .hardlink("e/again", "d/file")
+                .file("e/.wh.again", "")
+                .file("d/.wh..wh..opq", "")
+                .file(".wh.d", ""),
+        ] {
+            check(&tar, &["e/", "e/again=old"]);
+        }
     });
 }
 

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, XattrFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::lower::is_directory;
@@ -22,6 +22,32 @@ pub(super) enum Meaning<'a> {
     Opaque,
     /// Notes of storage drivers of the past.
     Notes,
+}
+
+/// What this layer brought, where the root holds what is of the layers below as well.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    inodes: HashSet<u64>,
+    /// New names of files that are of the layers below, each with the inode of its directory.
+    names: HashSet<(u64, Vec<u8>)>,
+}
+
+impl Own {
+    pub(super) fn insert(&mut self, inode: u64) {
+        self.inodes.insert(inode);
+    }
+
+    /// A hard link to `inode`, which may be of the layers below and then goes on being so.
+    pub(super) fn insert_name(&mut self, dir: u64, name: &[u8], inode: u64) {
+        if !self.inodes.contains(&inode) {
+            self.names.insert((dir, name.to_vec()));
+        }
+    }
+
+    fn holds(&self, dir: &Stat, name: &[u8], found: &Stat) -> bool {
+        self.inodes.contains(&found.st_ino)
+            || (!self.names.is_empty() && self.names.contains(&(dir.st_ino, name.to_vec())))
+    }
 }
 
 pub(super) fn meaning(name: &[u8]) -> Result<Meaning<'_>, Error> {
@@ -53,13 +79,13 @@ pub(super) fn hide_all(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::fs::fsetxattr(dir, attributes::OPAQUE, b"y", XattrFlags::empty())
 }
 
-/// Removes `name` from `dir`, but for what this layer brought, whose inodes are `own`.
-pub(super) fn delete(dir: BorrowedFd<'_>, name: &[u8], own: &HashSet<u64>) -> Result<(), Errno> {
+/// Removes `name` from `dir`, but for what this layer brought.
+pub(super) fn delete(dir: BorrowedFd<'_>, name: &[u8], own: &Own) -> Result<(), Errno> {
     let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(()),
         other => other?,
     };
-    match (own.contains(&stat.st_ino), is_directory(&stat)) {
+    match (own.holds(&rustix::fs::fstat(dir)?, name, &stat), is_directory(&stat)) {
         (true, false) => Ok(()),
         (false, false) => rustix::fs::unlinkat(dir, name, AtFlags::empty()),
         (is_own, true) => {
@@ -70,12 +96,13 @@ pub(super) fn delete(dir: BorrowedFd<'_>, name: &[u8], own: &HashSet<u64>) -> Re
 }
 
 /// Removes what is in the directory, but for what this layer brought and the directories that lead there.
-pub(super) fn delete_in(top: OwnedFd, own: &HashSet<u64>) -> Result<(), Errno> {
+pub(super) fn delete_in(top: OwnedFd, own: &Own) -> Result<(), Errno> {
     let top = Root::at(top);
     let mut foreign = Vec::new();
     let mut waiting = vec![Vec::new()];
     while let Some(path) = waiting.pop() {
         let dir = top.plain_directory(&path)?;
+        let dir_stat = rustix::fs::fstat(&dir)?;
         for entry in Dir::read_from(&dir)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -83,7 +110,7 @@ pub(super) fn delete_in(top: OwnedFd, own: &HashSet<u64>) -> Result<(), Errno> {
                 continue;
             }
             let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let is_own = own.contains(&stat.st_ino);
+            let is_own = own.holds(&dir_stat, name.to_bytes(), &stat);
             if is_directory(&stat) {
                 let below = match path.is_empty() {
                     true => name.to_bytes().to_vec(),
