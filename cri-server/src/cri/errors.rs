@@ -6,8 +6,11 @@ use std::error::Error as StdError;
 use image_service::images::{Error as ImagesError, PullError};
 use tonic::Status;
 
+/// A status travels in a header, where clients take 8 to 16 KiB with every special byte written as three.
+const LONGEST: usize = 4096;
+
 pub(super) fn sandbox_status(error: sandbox::Error) -> Status {
-    let text = error.chain();
+    let text = shortened(error.chain());
     match error {
         sandbox::Error::NotFound { .. } => Status::not_found(text),
         sandbox::Error::AlreadyExists(_) => Status::already_exists(text),
@@ -22,7 +25,7 @@ pub(super) fn sandbox_status(error: sandbox::Error) -> Status {
 
 /// The kubelet recognises an unreachable registry by the text's start (cri-api `pkg/errors`), in an error of code Unknown.
 pub(super) fn pull_status(error: PullError) -> Status {
-    let text = chain(&error);
+    let text = shortened(chain(&error));
     match error {
         PullError::Reference { .. } => Status::invalid_argument(text),
         PullError::NotFound(_) => Status::not_found(text),
@@ -35,7 +38,16 @@ pub(super) fn pull_status(error: PullError) -> Status {
 }
 
 pub(super) fn image_status(error: ImagesError) -> Status {
-    Status::unknown(chain(&error))
+    Status::unknown(shortened(chain(&error)))
+}
+
+/// A longer text, of a runtime or with what the client sent, would cost the client the whole answer. Its end goes.
+fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST {
+        text.truncate(text.floor_char_boundary(LONGEST - "…".len()));
+        text.push('…');
+    }
+    text
 }
 
 /// The error and its causes on one line.
@@ -48,4 +60,16 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_any_length_leaves_room_in_a_header() {
+        assert_eq!(shortened("short".to_owned()), "short");
+        let long = shortened("ä".repeat(LONGEST));
+        assert!(long.len() <= LONGEST && long.ends_with("ä…"), "{} bytes", long.len());
+    }
 }
