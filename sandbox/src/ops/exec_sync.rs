@@ -13,8 +13,9 @@ use crate::{
     world::{World, within},
 };
 
-/// Kept of each stream. The rest is read and thrown away, so that the command does not block on a full pipe.
-const KEPT: usize = 16 << 20;
+/// Kept of both streams together: the answer is one message, of which clients take 16 MiB. The rest is read and thrown
+/// away, so that the command does not block on a full pipe.
+const KEPT: usize = (16 << 20) - 1024;
 
 /// Runs the command. Past `timeout` it and all that it started is killed.
 pub(crate) async fn run(
@@ -77,11 +78,11 @@ async fn collect(mut output: AttachOutput) -> (Vec<u8>, Vec<u8>) {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     // A stream that is lost ends the output; the exit code says what became of the process.
     while let Ok(Some(piece)) = output.next().await {
+        let room = KEPT - stdout.len() - stderr.len();
         let (kept, bytes) = match &piece {
             ShimOutput::Stdout(bytes) => (&mut stdout, bytes),
             ShimOutput::Stderr(bytes) => (&mut stderr, bytes),
         };
-        let room = KEPT - kept.len();
         kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
     (stdout, stderr)

@@ -413,7 +413,12 @@ impl ContainerRecord {
                 (false, 0) => "Completed",
                 (false, _) => "Error",
             };
-            self.end(Exit { code: exit.code, at: exit.at, reason: reason.into(), message: String::new() });
+            // The start is known when the shim has answered, which a short-lived process does not wait for.
+            let at = match self.state {
+                Some(ContainerState::Running { started_at, .. }) => exit.at.max(started_at),
+                _ => exit.at,
+            };
+            self.end(Exit { code: exit.code, at, reason: reason.into(), message: String::new() });
         }
     }
 }
