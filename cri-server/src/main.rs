@@ -81,6 +81,9 @@ fn run(arguments: Arguments) -> Result<(), String> {
 }
 
 fn check(path: &Path) -> Result<(), String> {
+    if !path.exists() {
+        return Err(format!("{} does not exist; the daemon would start with the defaults", path.display()));
+    }
     let loaded = config::load(path).map_err(|error| cri::chain(&error))?;
     for warning in &loaded.warnings {
         println!("{warning}");

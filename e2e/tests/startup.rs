@@ -1,0 +1,58 @@
+//! What the daemon refuses to start on, by name and without touching it.
+
+#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
+
+use std::{fs, path::Path, process::Command};
+
+use windlass_e2e::{
+    client::container,
+    node::{BUSYBOX, TestNode, binary},
+};
+
+/// Starts the daemon with this file; it has to end by itself, and what it said on stderr is the answer.
+fn refused(config: &Path) -> String {
+    let output =
+        Command::new("timeout").arg("20").arg(binary("windlass")).arg("--config").arg(config).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_second_daemon_on_the_same_directories_is_refused_and_the_first_goes_on() {
+    let node = TestNode::start().await;
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let config = node.pod("first");
+    let pod = client.run_pod(&config).await.unwrap();
+    let id = client.create(&pod, &container("app", BUSYBOX, &["sleep", "1000"]), &config).await.unwrap();
+    client.start(&id).await.unwrap();
+
+    // Another socket does not help: recovery would take the first one's pods for those of a daemon that died.
+    let text = fs::read_to_string(node.path("config.toml")).unwrap().replace("cri.sock", "other.sock");
+    fs::write(node.path("second.toml"), text).unwrap();
+    for file in ["config.toml", "second.toml"] {
+        let said = refused(&node.path(file));
+        assert!(said.contains("another daemon works in"), "{said}");
+    }
+
+    assert_eq!(client.output(&id, &["echo", "still here"]).await, "still here\n");
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_root_that_containerd_wrote_is_refused_and_left_as_it_was() {
+    let node = TestNode::start().await;
+    let theirs = node.path("theirs");
+    let database = theirs.join("io.containerd.metadata.v1.bolt/meta.db");
+    fs::create_dir_all(database.parent().expect("it has one")).unwrap();
+    fs::write(&database, "precious").unwrap();
+    let own = node.path("root").display().to_string();
+    let text = fs::read_to_string(node.path("config.toml")).unwrap().replace(&own, &theirs.display().to_string());
+    fs::write(node.path("theirs.toml"), text.replace("state\"", "state2\"")).unwrap();
+    let said = refused(&node.path("theirs.toml"));
+    assert!(said.contains(&database.display().to_string()) && said.contains("set another root"), "{said}");
+    assert_eq!(fs::read_to_string(&database).unwrap(), "precious");
+    assert_eq!(fs::read_dir(&theirs).unwrap().count(), 1, "nothing was added");
+    node.finish().await;
+}
