@@ -1,6 +1,6 @@
 //! RunPodSandbox: the pinned namespace, then CNI beside the pause container's preparation, then its start.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use snapshotter::Mount;
 
@@ -14,6 +14,9 @@ use crate::{
     teardown,
     world::{Operation, World, handler_options, within},
 };
+
+/// How long network plugins may go on after the pod they work for has failed.
+const PLUGINS_END: Duration = Duration::from_secs(10);
 
 /// What a started pod has.
 pub(crate) struct Started {
@@ -62,10 +65,34 @@ async fn start(world: &Arc<World>, pod: &PodRecord, operation: &Operation) -> Re
         };
         operation.blocking(pin).await?;
     }
-    let (network, (oci_spec, shim)) = tokio::try_join!(attach(world, pod), make_pause(world, pod, operation))?;
+    let (network, (oci_spec, shim)) = attach_and_make_pause(world, pod, operation).await?;
     let (starting, id) = (Arc::clone(&shim), pod.id.clone());
     let pid = operation.step(async move { starting.start(&id).await }).await?;
     Ok(Started { network, pid, oci_spec, shim })
+}
+
+/// CNI beside the pause container. When the container fails, the plugins may still end by themselves: one that is killed
+/// between two of its effects leaves what its DEL does not take back, such as a bridge without the address it was to get,
+/// on which every later ADD fails.
+async fn attach_and_make_pause(
+    world: &Arc<World>,
+    pod: &PodRecord,
+    operation: &Operation,
+) -> Result<(PodNetwork, (serde_json::Value, Arc<dyn Shim>)), Error> {
+    let (attaching, making) = (attach(world, pod), make_pause(world, pod, operation));
+    tokio::pin!(attaching, making);
+    tokio::select! {
+        network = &mut attaching => Ok((network?, making.await?)),
+        made = &mut making => match made {
+            Ok(made) => Ok((attaching.await?, made)),
+            Err(error) => {
+                if tokio::time::timeout(PLUGINS_END, attaching).await.is_err() {
+                    tracing::warn!(pod = %pod.id, "network plugins of a pod that failed to start were killed");
+                }
+                Err(error)
+            }
+        },
+    }
 }
 
 async fn attach(world: &World, pod: &PodRecord) -> Result<PodNetwork, Error> {
