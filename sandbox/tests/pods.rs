@@ -11,7 +11,7 @@ use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
 use windlass_sandbox::{
     Error, Pods,
     changes::ChangeKind,
-    model::{ContainerSpec, ContainerState, PodState, Resources},
+    model::{ContainerSpec, ContainerState, PodState, Resources, SecurityProfile},
 };
 
 struct Node {
@@ -90,6 +90,27 @@ async fn a_remove_interrupts_a_start_that_hangs_in_its_network() {
     assert!(matches!(start.await.unwrap(), Err(Error::Unavailable(_))));
     assert!(pods.pods().is_empty());
     machine.assert_clean("after the interrupted start");
+}
+
+/// A plugin that is killed half-way can leave what its DEL does not know of.
+#[tokio::test]
+async fn a_pod_that_fails_beside_its_network_lets_the_network_end_before_it_is_taken_back() {
+    let Node { machine, process, pods } = node().await;
+    process.hold_attach.send_replace(true);
+    let missing = SecurityProfile::Localhost("/no/such/profile.json".into());
+    let spec = windlass_sandbox::model::PodSpec { seccomp: missing, ..pod_spec("web") };
+    let start = tokio::spawn(async move { pods.run(spec, image()).await });
+    until("the pause container has its root file system", || process.effects() >= 5).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!start.is_finished(), "the network is still being made");
+    process.hold_attach.send_replace(false);
+    let error = start.await.unwrap().unwrap_err();
+    assert!(error.chain().contains("/no/such/profile.json"), "{error}");
+    let log = machine.state.lock().unwrap().log.clone();
+    assert!(log.iter().any(|effect| effect == "attach"), "{log:?}");
+    machine.assert_clean("after the failed start");
 }
 
 #[tokio::test]
