@@ -1,4 +1,4 @@
-//! The files of a pod that its containers see: hostname, hosts, resolv.conf, and the shared memory file system.
+//! The files of a pod that its containers see: hostname, hosts and resolv.conf.
 //!
 //! They are outputs, rewritten whole and never read back. All functions block: call them on the blocking pool.
 
@@ -9,16 +9,7 @@ use std::{
     path::Path,
 };
 
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use rustix::{
-    io::Errno,
-    mount::{MountFlags, UnmountFlags, mount, unmount},
-};
-
 use crate::{error::Error, model::Dns, oci::SandboxFiles};
-
-/// Bytes of a pod's `/dev/shm`: what containers expect everywhere, 64 MiB.
-const SHM_SIZE: u32 = 64 << 20;
 
 /// Writes hostname, hosts and resolv.conf of a pod. An empty `hostname` is that of the host.
 pub fn write(files: &SandboxFiles, hostname: &str, host_hostname: &str, dns: Option<&Dns>) -> Result<(), Error> {
@@ -50,45 +41,6 @@ pub fn resolv_conf(dns: &Dns) -> Result<String, Error> {
         text += &format!("options {}\n", dns.options.join(" "));
     }
     Ok(text)
-}
-
-/// Mounts a pod's shared memory at `path`, unless it is there already.
-pub fn mount_shm(path: &Path) -> Result<(), Error> {
-    let failed = |error: io::Error| Error::failed(format!("mount shared memory at {}", path.display()), error);
-    fs::create_dir_all(path).map_err(failed)?;
-    // Only our own mount makes a directory below the state directory differ from its parent in device.
-    if is_shm(path) {
-        return Ok(());
-    }
-    let flags = MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
-    let options = std::ffi::CString::new(format!("mode=1777,size={SHM_SIZE}")).expect("has no NUL byte");
-    mount("shm", path, "tmpfs", flags, options.as_c_str()).map_err(|error| failed(error.into()))
-}
-
-/// Unmounts what [`mount_shm`] mounted and removes the directory. What is not there any more is success.
-pub fn unmount_shm(path: &Path) -> Result<(), Error> {
-    let failed = |error: io::Error| Error::failed(format!("unmount shared memory at {}", path.display()), error);
-    loop {
-        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            // Not a mount point; no such file.
-            Err(Errno::INVAL | Errno::NOENT) => break,
-            Err(error) => return Err(failed(error.into())),
-        }
-    }
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
-    }
-}
-
-/// Whether a tmpfs is mounted right at `path` (its parent is on another device).
-fn is_shm(path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
-    let Some(parent) = path.parent() else { return false };
-    statfs(path).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
-        && matches!((device(path), device(parent)), (Ok(own), Ok(above)) if own != above)
 }
 
 /// The host's file; a host without it is one with an empty file.
@@ -164,20 +116,5 @@ mod tests {
         assert_eq!(fs::read(&files.hosts).unwrap(), fs::read("/etc/hosts").unwrap_or_default());
         assert_eq!(fs::read(&files.resolv_conf).unwrap(), fs::read("/etc/resolv.conf").unwrap_or_default());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "no partial file is left");
-    }
-
-    #[test]
-    fn privileged_shared_memory_is_mounted_once_and_unmounted_twice() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("shm");
-        mount_shm(&path).unwrap();
-        fs::write(path.join("kept"), "").unwrap();
-        mount_shm(&path).unwrap();
-        assert!(path.join("kept").exists(), "a second call must not cover the first mount");
-        let size = statfs(&path).unwrap();
-        assert_eq!(size.blocks() * u64::try_from(size.block_size()).unwrap(), u64::from(SHM_SIZE));
-        unmount_shm(&path).unwrap();
-        unmount_shm(&path).unwrap();
-        assert!(!path.exists());
     }
 }
