@@ -29,8 +29,11 @@ pub(crate) fn images(config: &Config) -> images::Config {
         registry: RegistryConfig {
             config_path: images.registry_paths.clone(),
             auths: images.auths.iter().map(|(host, auth)| (host.clone(), credentials(auth))).collect(),
-            ..RegistryConfig::default()
+            mirrors: images.mirrors.clone(),
+            headers: images.headers.clone(),
+            foreign_layers: images.foreign_layers,
         },
+        policy: images.policy.clone(),
         default_snapshotter: images.snapshotter.clone(),
         max_concurrent_downloads: images.max_concurrent_downloads,
         progress_timeout: images.progress_timeout,

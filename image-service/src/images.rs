@@ -22,6 +22,7 @@ use crate::{
     content::Content,
     digest::Digest,
     flight::{self, Flights},
+    policy::PolicyConfig,
     reference::Reference,
     registry::{Clients, RegistryConfig},
     store::{self as rows, Contents},
@@ -64,6 +65,8 @@ pub struct Config {
     /// The file system that ImageFsInfo names: the default snapshotter's root.
     pub filesystem: PathBuf,
     pub registry: RegistryConfig,
+    /// Who is asked whether an image may be pulled.
+    pub policy: PolicyConfig,
     pub default_snapshotter: String,
     /// Layers of one image fetched side by side; 0 is all.
     pub max_concurrent_downloads: usize,

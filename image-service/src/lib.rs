@@ -19,6 +19,7 @@ pub mod hosts;
 pub mod images;
 mod manifest;
 mod platform;
+pub mod policy;
 mod pull;
 pub mod reference;
 pub mod registry;

@@ -29,6 +29,7 @@ use crate::{
     images::{Error, Image, Images},
     manifest::{Document, Manifest, ManifestError, chain_ids, choose, parse_config, parse_document},
     platform::Node,
+    policy::{self, PolicyError},
     reference::{Reference, ReferenceError},
     registry::{self, Descriptor, Registry, Session},
     store::{self as rows, Contents, Named},
@@ -68,6 +69,9 @@ pub enum PullError {
     /// A registry refused, or answered what cannot be used.
     #[error(transparent)]
     Registry(Arc<registry::Error>),
+    /// The node's owner does not want it here.
+    #[error("pull {reference}")]
+    Policy { reference: String, source: Arc<PolicyError> },
     #[error("pull {reference}")]
     Manifest { reference: String, source: Arc<ManifestError> },
     /// A registry stopped in the middle.
@@ -100,6 +104,9 @@ impl Pull<'_> {
         let registry = Registry::new(shared.config.registry.clone(), Arc::clone(&shared.clients));
         let resolved =
             registry.resolve(self.reference, self.key.credentials.as_ref()).await.map_err(|e| self.registry(e))?;
+        let name = self.reference.to_string();
+        let allowed = policy::verify(&shared.config.policy, &name, &resolved.descriptor).await;
+        allowed.map_err(|source| PullError::Policy { reference: name, source: Arc::new(source) })?;
         let session = &resolved.session;
         let mut blobs = vec![resolved.descriptor.digest.clone()];
         let (descriptor, manifest, manifest_size) = self.manifest(session, &resolved.descriptor, &mut blobs).await?;

@@ -6,12 +6,15 @@
 
 mod load;
 mod parse;
+mod registry;
 mod section;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use http::HeaderMap;
+use image_service::{hosts::Mirrors, policy::PolicyConfig};
 use thiserror::Error;
 
 pub(crate) use load::load;
@@ -67,7 +70,7 @@ pub(crate) struct Grpc {
     pub(crate) max_send_message_size: usize,
 }
 
-/// Credentials for one registry host (`registry.configs.<host>.auth`). Its `Debug` shows none of them.
+/// Credentials for one registry host (`registry.configs.<host>.auth`, `registry.auths`). Its `Debug` shows none of them.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Auth {
     pub(crate) username: String,
@@ -92,7 +95,16 @@ pub(crate) struct Images {
     pub(crate) pinned: Vec<String>,
     /// Roots of `hosts.toml` directories, in order; always split at `:`.
     pub(crate) registry_paths: Vec<PathBuf>,
+    /// The older configuration, which takes the place of the directories.
+    pub(crate) mirrors: Mirrors,
+    /// By host.
     pub(crate) auths: BTreeMap<String, Auth>,
+    /// Sent with every request to every registry. Their `Debug` shows no value.
+    pub(crate) headers: HeaderMap,
+    /// Fetch layers that registries may not hand out from where their image says (`registry.allow_foreign_layers`, ours).
+    pub(crate) foreign_layers: bool,
+    /// The image verifiers.
+    pub(crate) policy: PolicyConfig,
     pub(crate) max_concurrent_downloads: usize,
     /// A pull that moves no byte for this long is given up; zero never does.
     pub(crate) progress_timeout: Duration,
@@ -212,7 +224,11 @@ impl Default for Images {
             pause_image: "registry.k8s.io/pause:3.10.2".into(),
             pinned: Vec::new(),
             registry_paths: vec!["/etc/containerd/certs.d".into(), "/etc/docker/certs.d".into()],
+            mirrors: Mirrors::default(),
             auths: BTreeMap::new(),
+            headers: HeaderMap::new(),
+            foreign_layers: false,
+            policy: PolicyConfig::default(),
             max_concurrent_downloads: 3,
             progress_timeout: Duration::from_secs(5 * 60),
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use toml::Table;
 
-use super::{Auth, Config, Handler, LogFormat, section::Section};
+use super::{Config, Handler, LogFormat, registry, section::Section};
 
 /// Top-level keys of containerd that have no meaning here, or none yet.
 const ACCEPTED: &[&str] = &[
@@ -60,6 +60,8 @@ pub(super) fn apply(table: Table, config: &mut Config, warnings: &mut Vec<String
         runtime(&mut section, containerd, config, warnings)?;
         section.unknown(warnings);
     }
+    let verifiers = plugins.named_section("io.containerd.image-verifier.v1.bindir")?;
+    registry::verifiers(verifiers, &mut config.images.policy, warnings)?;
     // What is left below `plugins` belongs to plugins that this daemon does not have; containerd's own default file
     // carries dozens, so they are no news to anyone.
     top.accept(ACCEPTED);
@@ -72,6 +74,7 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     if config.root == config.state {
         return Err(format!("root and state must be two directories, both are {}", config.root.display()));
     }
+    registry::validate(&config.images)?;
     let runtime = &config.runtime;
     if !runtime.handlers.contains_key(&runtime.default_handler) {
         let names: Vec<_> = runtime.handlers.keys().map(String::as_str).collect();
@@ -195,34 +198,7 @@ fn shared_image_keys(section: &mut Section, config: &mut Config, warnings: &mut 
     let images = &mut config.images;
     section.number("max_concurrent_downloads", &mut images.max_concurrent_downloads)?;
     section.duration("image_pull_progress_timeout", &mut images.progress_timeout)?;
-    let mut registry = section.section("registry")?;
-    let mut roots = String::new();
-    registry.string("config_path", &mut roots)?;
-    if !roots.is_empty() {
-        images.registry_paths = roots.split(':').filter(|root| !root.is_empty()).map(PathBuf::from).collect();
-    }
-    let mut configs = registry.section("configs")?;
-    for host in configs.names() {
-        let mut host_section = configs.named_section(&host)?;
-        let mut auth_section = host_section.section("auth")?;
-        let mut auth = Auth::default();
-        auth_section.string("username", &mut auth.username)?;
-        auth_section.string("password", &mut auth.password)?;
-        auth_section.string("auth", &mut auth.auth)?;
-        auth_section.string("identitytoken", &mut auth.identity_token)?;
-        auth_section.unknown(warnings);
-        host_section.unknown(warnings);
-        images.auths.insert(host, auth);
-    }
-    let mirrors = registry.section("mirrors")?;
-    if !mirrors.is_empty() {
-        return Err(format!(
-            "{} is not supported; put a hosts.toml for each host below registry.config_path",
-            registry.path("mirrors")
-        ));
-    }
-    registry.pending(&["auths", "headers"], warnings);
-    registry.unknown(warnings);
+    registry::registry(section.section("registry")?, images, warnings)?;
     section.pending(&["concurrent_layer_fetch_buffer", "image_pull_with_sync_fs"], warnings);
     section.accept(&["image_decryption", "stats_collect_period"]);
     Ok(())

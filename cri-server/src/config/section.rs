@@ -72,6 +72,31 @@ impl Section {
         }
     }
 
+    /// A string that no message may show.
+    pub(super) fn secret(&mut self, key: &'static str, into: &mut String) -> Result<(), String> {
+        match self.take(key) {
+            None => Ok(()),
+            Some(Value::String(text)) => {
+                *into = text;
+                Ok(())
+            }
+            Some(other) => Err(format!("{} must be a string, not {}", self.path(key), other.type_str())),
+        }
+    }
+
+    /// A string or an array of strings under a key whose name the file chose; no message shows them.
+    pub(super) fn named_secrets(&mut self, key: &str) -> Result<Vec<String>, String> {
+        let texts = match self.table.remove(key) {
+            None => Some(Vec::new()),
+            Some(Value::String(text)) => Some(vec![text]),
+            Some(Value::Array(values)) => {
+                values.into_iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>()
+            }
+            Some(_) => None,
+        };
+        texts.ok_or_else(|| format!("{} must be an array of strings", self.path(key)))
+    }
+
     /// A string under a key whose name the file chose.
     pub(super) fn named_string(&mut self, key: &str) -> Result<Option<String>, String> {
         match self.table.remove(key) {

@@ -149,3 +149,92 @@ fn durations_are_read_as_go_writes_them() {
     check("", None);
     check("-1s", None);
 }
+
+/// What a version 2 file says below `registry`.
+fn registry(text: &str) -> Result<Loaded, String> {
+    let text = text.replace("[registry", "[plugins.\"io.containerd.grpc.v1.cri\".registry");
+    parsed(&format!("version = 2\n{text}"))
+}
+
+#[test]
+fn the_older_ways_to_configure_registries_are_read() {
+    let text = r#"
+[registry.mirrors."docker.io"]
+endpoint = ["https://mirror.example", "http://127.0.0.1:5000"]
+[registry.mirrors."*"]
+endpoint = ["https://any.example"]
+[registry.configs."mirror.example".auth]
+username = "user"
+password = "canary-password"
+[registry.configs."mirror.example".tls]
+ca_file = "/ca.pem"
+cert_file = "/client.pem"
+key_file = "/client.key"
+insecure_skip_verify = true
+[registry.auths."https://gcr.io/v1/"]
+auth = "canary-auth"
+[registry.auths."https://mirror.example"]
+auth = "canary-older"
+[registry.headers]
+X-Meta = ["canary-1", "canary-2"]
+X-One = "canary-3"
+"#;
+    let loaded = registry(text).unwrap();
+    assert_eq!(loaded.warnings, [""; 0]);
+    let images = &loaded.config.images;
+    let hosts = images.mirrors.hosts("docker.io");
+    let shown: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["https://mirror.example", "http://127.0.0.1:5000", "https://registry-1.docker.io"]);
+    assert_eq!(images.mirrors.hosts("quay.io")[0].to_string(), "https://any.example");
+    let tls = &hosts[0].tls;
+    assert_eq!((tls.ca[0].as_path(), tls.skip_verify), (Path::new("/ca.pem"), Some(true)));
+    assert_eq!(tls.client[0].key.as_deref(), Some(Path::new("/client.key")));
+    assert_eq!(images.auths["mirror.example"].username, "user");
+    assert_eq!(images.auths["gcr.io"].auth, "canary-auth");
+    let values: Vec<&str> = images.headers.get_all("x-meta").iter().map(|value| value.to_str().unwrap()).collect();
+    assert_eq!((values, images.headers.len()), (vec!["canary-1", "canary-2"], 3));
+    assert!(!format!("{:?}", loaded.config).contains("canary"));
+}
+
+#[test]
+fn a_registry_that_is_configured_in_two_ways_or_wrongly_is_refused_by_name() {
+    let check = |text: &str, expected: &str| {
+        let error = registry(text).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("canary"), "{error}");
+    };
+    check(
+        "[registry]\nconfig_path = \"/certs\"\n[registry.mirrors.\"a\"]\nendpoint = [\"https://b\"]",
+        "registry.mirrors and registry.configs.<host>.tls cannot be set together with registry.config_path",
+    );
+    check(
+        "[registry.mirrors.\"a\"]\nendpoint = [\"ftp://u:canary@b\"]",
+        "registry.mirrors.a.endpoint: invalid host \"ftp://b\": the scheme must be http or https",
+    );
+    check("[registry.configs.\"a\".auth]\npassword = [\"canary\"]", "auth.password must be a string, not array");
+    check("[registry.configs.\"a\".tls]\nkey_file = \"/key\"", "key_file is set, but");
+    check("[registry.headers]\nX-A = [\"canary\\n\"]", "registry.headers.X-A: its value cannot be sent in a header");
+    check("[registry.headers]\nX-A = [1]", "registry.headers.X-A must be an array of strings");
+    check("[registry.auths.\"https://\"]\nauth = \"canary\"", "must be keyed by addresses");
+    // Credentials are read beside directories.
+    registry("[registry]\nconfig_path = \"/certs\"\n[registry.configs.\"a\".auth]\nusername = \"u\"").unwrap();
+}
+
+#[test]
+fn image_verifiers_are_read_in_every_version() {
+    for version in [2, 3, 4] {
+        let text = format!(
+            "version = {version}\n[plugins.\"io.containerd.image-verifier.v1.bindir\"]\nbin_dir = \"/verifiers\"\n\
+             max_verifiers = -1\nper_verifier_timeout = \"1m\"\n"
+        );
+        let policy = parsed(&text).unwrap().config.images.policy;
+        let expected = PolicyConfig {
+            bin_dir: "/verifiers".into(),
+            max_verifiers: None,
+            per_verifier_timeout: Duration::from_secs(60),
+        };
+        assert_eq!(policy, expected);
+    }
+    let zero = "version = 2\n[plugins.\"io.containerd.image-verifier.v1.bindir\"]\nper_verifier_timeout = \"0\"\n";
+    assert!(parsed(zero).unwrap_err().contains("must be more than 0"));
+}

@@ -23,7 +23,8 @@ pub(super) fn sandbox_status(error: sandbox::Error) -> Status {
     }
 }
 
-/// The kubelet recognises an unreachable registry by the text's start (cri-api `pkg/errors`), in an error of code Unknown.
+/// The kubelet recognises an unreachable registry and a signature that does not hold by the text's start (cri-api
+/// `pkg/errors`), in an error of code Unknown.
 pub(super) fn pull_status(error: PullError) -> Status {
     let text = shortened(chain(&error));
     match error {
@@ -32,6 +33,7 @@ pub(super) fn pull_status(error: PullError) -> Status {
         PullError::Unavailable(_) | PullError::Stalled { .. } => {
             Status::unknown(format!("RegistryUnavailable: {text}"))
         }
+        PullError::Policy { .. } => Status::unknown(format!("SignatureValidationFailed: {text}")),
         PullError::Registry(_) | PullError::Manifest { .. } | PullError::Failed { .. } => Status::unknown(text),
         PullError::Cancelled(_) => Status::cancelled(text),
     }

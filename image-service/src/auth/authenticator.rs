@@ -7,16 +7,18 @@
 //!
 //! The lock is held while a token is fetched, so that requests of one pull that are refused together share one token.
 
-use std::time::Instant;
-
 use http::header::WWW_AUTHENTICATE;
 use http::{HeaderMap, HeaderValue};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::credentials::{Secret, basic_header};
 use super::token::{TokenError, TokenRequest, check_realm, denial, fetch_token};
 use super::{Challenge, parse_challenges};
 use crate::registry::transport::Transport;
+
+const NO_CREDENTIALS: &str = "no basic auth credentials: it wants a user name and a password, which imagePullSecrets or \
+     registry.configs can give";
 
 /// The authorization of one host for one repository.
 pub(crate) struct Authenticator {
@@ -28,7 +30,13 @@ pub(crate) struct Authenticator {
 enum State {
     Nothing,
     Basic(HeaderValue),
-    Bearer { request: TokenRequest, header: HeaderValue, expires: Option<Instant> },
+    Bearer {
+        request: TokenRequest,
+        header: HeaderValue,
+        expires: Option<Instant>,
+        /// Whether the registry has taken it.
+        proven: bool,
+    },
 }
 
 impl Authenticator {
@@ -72,8 +80,9 @@ impl Authenticator {
         let challenges = challenges(headers);
         if let Some(challenge) = challenges.iter().find(|challenge| challenge.scheme == "bearer") {
             let request = self.token_request(challenge, &transport.host.authority, plain)?;
-            if let State::Bearer { request: last, .. } = &*state {
-                let expired = challenge.parameter("error") == Some("invalid_token");
+            if let State::Bearer { request: last, proven, .. } = &*state {
+                // Not every registry says that a token is over; one that it has taken before must be.
+                let expired = *proven || challenge.parameter("error") == Some("invalid_token");
                 if *last == request && !expired {
                     return Err(TokenError::Denied(denial(challenge)));
                 }
@@ -82,7 +91,7 @@ impl Authenticator {
         }
         if challenges.iter().any(|challenge| challenge.scheme == "basic") {
             let Some(secret @ Secret::Password { .. }) = &self.secret else {
-                return Err(TokenError::Denied("no basic auth credentials".to_owned()));
+                return Err(TokenError::Denied(NO_CREDENTIALS.to_owned()));
             };
             if matches!(&*state, State::Basic(_)) {
                 return Err(TokenError::Denied("the user name or password is wrong".to_owned()));
@@ -91,6 +100,15 @@ impl Authenticator {
             return Ok(());
         }
         Err(TokenError::Denied("401 unauthorized, without a challenge that this client knows".to_owned()))
+    }
+
+    /// Notes that the registry took what was `sent`.
+    pub(crate) async fn accepted(&self, sent: Option<&HeaderValue>) {
+        if let State::Bearer { header, proven, .. } = &mut *self.state.lock().await
+            && Some(&*header) == sent
+        {
+            *proven = true;
+        }
     }
 
     /// A server's message with our secrets taken out, should it echo them.
@@ -126,7 +144,7 @@ impl Authenticator {
     ) -> Result<HeaderValue, TokenError> {
         let token = fetch_token(transport, &request, self.secret.as_ref()).await?;
         let header = token.header.clone();
-        *state = State::Bearer { request, header: token.header, expires: token.expires };
+        *state = State::Bearer { request, header: token.header, expires: token.expires, proven: false };
         Ok(header)
     }
 }

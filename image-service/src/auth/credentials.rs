@@ -20,7 +20,7 @@ pub struct Credentials {
     pub registry_token: String,
     /// base64 of `user:password`.
     pub auth: String,
-    /// The registry these are for; empty means the registry of the image.
+    /// The host these are for; empty means every host that is configured for the registry of the image.
     pub server_address: String,
 }
 
@@ -65,7 +65,7 @@ impl Credentials {
         let address = address.split_once("://").map_or(address, |(_, rest)| rest);
         let host = address.split(['/', '?', '#']).next().unwrap_or_default();
         let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-        canonical_host(host).to_owned()
+        canonical_host(host)
     }
 
     /// Whether they may be given to `host`.
@@ -107,10 +107,12 @@ pub(crate) fn basic_header(secret: &Secret) -> HeaderValue {
 }
 
 /// Docker Hub is `docker.io` in image names, `registry-1.docker.io` on the wire and `index.docker.io` in old logins.
-pub(crate) fn canonical_host(host: &str) -> &str {
-    match host {
-        "registry-1.docker.io" | "index.docker.io" => "docker.io",
-        other => other,
+/// Names of hosts are the same in any case.
+pub(crate) fn canonical_host(host: &str) -> String {
+    let host = host.to_ascii_lowercase();
+    match host.as_str() {
+        "registry-1.docker.io" | "index.docker.io" => "docker.io".to_owned(),
+        _ => host,
     }
 }
 

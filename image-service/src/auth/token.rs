@@ -3,16 +3,16 @@
 //! A realm is only used if it is https, or the registry itself is spoken to in plain HTTP. It is never a link-local
 //! address, where clouds answer with their own secrets, and this machine only if the registry is on it too.
 
-use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE};
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::Url;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::credentials::{Secret, basic_header};
-use crate::hosts::is_loopback;
+use crate::hosts::may_lead_to;
 use crate::registry::transport::{Transport, printable, read_limited, shown_error, shown_url};
 
 const CLIENT_ID: &str = "containerd-client";
@@ -64,21 +64,10 @@ pub(crate) fn check_realm(realm: &str, registry: &str, plain: bool) -> Result<Ur
     if url.host_str().is_none_or(str::is_empty) || !url.username().is_empty() || url.password().is_some() {
         return Err(refused("its realm must have a host and no user"));
     }
-    let host = url.host_str().unwrap_or_default();
-    if is_link_local(host) || (is_loopback(host) && !is_loopback(registry)) {
+    if !may_lead_to(registry, url.host_str().unwrap_or_default()) {
         return Err(refused("its realm is an address that only this machine can reach"));
     }
     Ok(url)
-}
-
-fn is_link_local(host: &str) -> bool {
-    match host.trim_start_matches('[').trim_end_matches(']').parse() {
-        Ok(IpAddr::V4(address)) => address.is_link_local(),
-        Ok(IpAddr::V6(address)) => {
-            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some_and(|address| address.is_link_local())
-        }
-        Err(_) => false,
-    }
 }
 
 /// Asks the token server named in `request`.
@@ -101,6 +90,8 @@ pub(crate) async fn fetch_token(
 
 struct Refusal {
     status: StatusCode,
+    /// Whether it was told who we are.
+    knew_us: bool,
 }
 
 impl Refusal {
@@ -117,8 +108,10 @@ impl Refusal {
         let text = format!("the token server {} answered {}", shown_url(&request.realm), self.status);
         if self.status.is_server_error() || self.status == StatusCode::TOO_MANY_REQUESTS {
             TokenError::Transport(text)
+        } else if self.knew_us {
+            TokenError::Denied(format!("{text}: the credentials are wrong, or not good for this repository"))
         } else {
-            TokenError::Denied(text)
+            TokenError::Denied(format!("{text}: it wants credentials, and there are none for this registry"))
         }
     }
 }
@@ -132,7 +125,12 @@ async fn ask(
 ) -> Result<Result<Token, Refusal>, TokenError> {
     let failed = |text: String| TokenError::Transport(format!("token server {}: {text}", shown_url(&request.realm)));
     let client = transport.client(&request.realm).await.map_err(|error| failed(shown_error(&error)))?;
-    let headers = transport.host.headers.clone();
+    let mut headers = transport.host.headers.clone();
+    if !transport.is_own(&request.realm) {
+        // What lets us into the registry is not for others.
+        headers.remove(AUTHORIZATION);
+        headers.remove(COOKIE);
+    }
     let built = if method == Method::POST {
         let body = form(request, secret);
         client
@@ -147,10 +145,10 @@ async fn ask(
             None => built,
         }
     };
-    let response = built.send().await.map_err(|error| failed(shown_error(&error)))?;
+    let response = built.send().await.map_err(|error| failed(transport.explain(&request.realm, &error)))?;
     let status = response.status();
     if !status.is_success() {
-        return Ok(Err(Refusal { status }));
+        return Ok(Err(Refusal { status, knew_us: secret.is_some() }));
     }
     let body = read_limited(response, MAX_ANSWER).await.map_err(|error| failed(shown_error(&error)))?;
     let body = body.ok_or_else(|| failed("its answer is too long".to_owned()))?;

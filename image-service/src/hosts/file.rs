@@ -104,7 +104,7 @@ impl Settings {
 }
 
 /// Takes scheme, authority and path of a URL. User, query and fragment mean nothing here and are dropped.
-fn split_url(url: &str) -> Result<(Scheme, &str, &str), FileError> {
+pub(super) fn split_url(url: &str) -> Result<(Scheme, &str, &str), FileError> {
     let bad_host = |problem| FileError::Host { url: shown_url(url), problem };
     let (scheme, rest) = match url.split_once("://") {
         None => (Scheme::Https, url),
@@ -135,7 +135,7 @@ fn shown_url(url: &str) -> String {
 }
 
 /// Removes empty and `.` segments, resolves `..`, and leaves no slash at the end.
-fn clean_path(path: &str) -> String {
+pub(super) fn clean_path(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     for segment in path.split('/') {
         match segment {

@@ -3,6 +3,7 @@
 //! ```text
 //! registry name ──► directory.rs: the certs.d directory ──► file.rs: hosts.toml ──► [mirror, mirror, …, upstream]
 //!                                                     └──► *.crt, *.cert, *.key ──► [upstream]
+//!           or, where the daemon's own file says so, mirrors.rs ──► [endpoint, …, upstream]
 //! ```
 //!
 //! The list is never empty: the upstream is always last. Nothing here opens a connection or reads a certificate.
@@ -10,6 +11,7 @@
 mod directory;
 mod duration;
 mod file;
+mod mirrors;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,6 +22,7 @@ use http::HeaderMap;
 
 pub use directory::{LookupError, lookup};
 pub use file::{FileError, parse_hosts_file};
+pub use mirrors::Mirrors;
 
 /// One place that may serve a registry's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +154,19 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
     let host = split_port(authority).0;
     let address = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether a host may send us to another one: never to a link-local address, where clouds answer with their own secrets,
+/// and to this machine only if the host is on it too.
+pub(crate) fn may_lead_to(from: &str, to: &str) -> bool {
+    let address =
+        to.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().map(|address| address.to_canonical());
+    match address {
+        Ok(IpAddr::V4(address)) if address.is_link_local() => false,
+        Ok(IpAddr::V6(address)) if address.is_unicast_link_local() => false,
+        Ok(address) if address.is_loopback() || address.is_unspecified() => is_loopback(from),
+        _ => !is_loopback(to) || is_loopback(from),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! HTTP connections to registries, shared by all pulls: one client for each host and set of TLS files.
 //!
 //! Certificates are read when a pull first needs a host; if their content changed, the client is replaced.
-//! Redirects are never followed here, as whoever follows them must decide what goes along.
+//! Redirects are never followed here, as whoever follows them must decide what goes along. Proxies are those of the
+//! environment when the process started.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,13 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use reqwest::Url;
 use reqwest::redirect::Policy;
 
+use super::proxy::Proxies;
 use super::tls::{Material, TlsError};
 use crate::digest::{Algorithm, Digest, Digester};
-use crate::hosts::{ClientCertificate, Host, Scheme, Tls, is_loopback};
+use crate::hosts::{ClientCertificate, Host, Scheme, Tls};
 
-const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Covers the time to the response's first byte and each pause inside a body.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Image names are chosen by users, so the number of hosts has no bound of its own.
@@ -23,10 +26,16 @@ const MAX_CLIENTS: usize = 64;
 const USER_AGENT: &str = concat!("containerd/2.2 windlass/", env!("CARGO_PKG_VERSION"));
 
 /// The connections of this process to registries.
-#[derive(Default)]
 pub struct Clients {
+    proxies: Arc<Proxies>,
     /// Guards a map that is only read and replaced; clients are built outside the lock.
     kept: Mutex<HashMap<Key, Kept>>,
+}
+
+impl Default for Clients {
+    fn default() -> Clients {
+        Clients::new()
+    }
 }
 
 /// Why no client can be made for a host.
@@ -60,23 +69,38 @@ struct Kept {
 }
 
 impl Clients {
+    /// With the proxies of the environment.
     pub fn new() -> Clients {
-        Clients::default()
+        Clients::with_proxies(Proxies::from_environment())
     }
 
-    /// The client for URLs of `scheme` that are reached by way of `host`.
-    pub(crate) async fn get(self: &Arc<Self>, host: &Host, scheme: Scheme) -> Result<reqwest::Client, ClientError> {
+    pub fn with_proxies(proxies: Proxies) -> Clients {
+        Clients { proxies: Arc::new(proxies), kept: Mutex::default() }
+    }
+
+    /// The proxy that requests to this address go through.
+    pub(crate) fn proxy_for(&self, url: &Url) -> Option<&Url> {
+        self.proxies.for_url(url)
+    }
+
+    /// The client for URLs of `scheme` that are reached by way of `host`, with these TLS settings.
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        host: &Host,
+        scheme: Scheme,
+        tls: Tls,
+    ) -> Result<reqwest::Client, ClientError> {
         let clients = Arc::clone(self);
         let key = Key {
             authority: host.authority.clone(),
             scheme,
             dial_timeout: host.dial_timeout.unwrap_or(DIAL_TIMEOUT),
-            skip_verify: host.tls.skip_verify.unwrap_or(false),
+            skip_verify: tls.skip_verify.unwrap_or(false),
         };
         // Plain connections need no certificates, so a host without any, not even the system's, can still be a mirror.
         let tls = match scheme {
             Scheme::Http => Tls::default(),
-            Scheme::Https => host.tls.clone(),
+            Scheme::Https => tls,
         };
         // Reads certificates, the system's included, which is many files on some distributions.
         tokio::task::spawn_blocking(move || clients.get_blocking(key, &tls)).await?
@@ -90,7 +114,7 @@ impl Clients {
         {
             return Ok(kept.client.clone());
         }
-        let client = build(&key, &material)?;
+        let client = build(&key, &material, Arc::clone(&self.proxies))?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= MAX_CLIENTS {
             kept.clear();
@@ -100,18 +124,18 @@ impl Clients {
     }
 }
 
-fn build(key: &Key, material: &Material) -> Result<reqwest::Client, ClientError> {
-    let mut builder = reqwest::Client::builder()
+fn build(key: &Key, material: &Material, proxies: Arc<Proxies>) -> Result<reqwest::Client, ClientError> {
+    let builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(Policy::none())
         .referer(false)
         .connect_timeout(key.dial_timeout)
         .read_timeout(READ_TIMEOUT)
         .tcp_keepalive(Duration::from_secs(30))
-        .http2_adaptive_window(true);
-    if is_loopback(&key.authority) {
-        builder = builder.no_proxy();
-    }
+        .http2_adaptive_window(true)
+        // The library's own reading of the environment differs from Go's.
+        .no_proxy()
+        .proxy(reqwest::Proxy::custom(move |url| proxies.for_url(url).cloned()));
     if key.scheme == Scheme::Http {
         return Ok(builder.tls_certs_only([]).build()?);
     }

@@ -14,6 +14,9 @@ pub mod media_type {
     pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    /// Layers that registries may not hand out, each with what says how it is packed behind it.
+    pub const OCI_FOREIGN_LAYER: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+    pub const DOCKER_FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
 }
 
 /// One entry of a manifest or an index, or what a tag resolved to.
@@ -46,6 +49,15 @@ impl Descriptor {
             platform: None,
             artifact_type: None,
         }
+    }
+
+    /// Whether it is a layer that its registry may not have, but the addresses in it have.
+    pub fn is_foreign(&self) -> bool {
+        [media_type::OCI_FOREIGN_LAYER, media_type::DOCKER_FOREIGN_LAYER].iter().any(|foreign| {
+            self.media_type
+                .strip_prefix(foreign)
+                .is_some_and(|rest| matches!(rest, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
+        })
     }
 }
 

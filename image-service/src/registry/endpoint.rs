@@ -3,7 +3,7 @@
 //! ```text
 //! send ── once ──► 2xx: the answer
 //!   ▲        ├──► 401: answer the challenge, try again
-//!   └────────┼──► 408, 429, and on the last host 500, 503, 504: wait a little, try again
+//!   └────────┼──► overloaded, restarting, lost: wait as patience.rs says, try again
 //!            └──► else: an Outcome, and the caller goes to the next host
 //! ```
 //!
@@ -11,23 +11,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::time::Duration;
+use std::time::SystemTime;
 
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Response, Url};
 
 use super::clients::Clients;
 use super::error::Outcome;
-use super::transport::{Transport, is_not_tls, is_passing, printable, read_limited, shown_error};
+use super::patience::{Patience, retry_after};
+use super::proxy::shown_proxy;
+use super::transport::{Transport, is_not_tls, is_passing, printable, read_limited, shown_error, shown_url};
 use crate::auth::{Authenticator, Secret, TokenError};
-use crate::hosts::{Host, Scheme};
+use crate::hosts::{Host, Scheme, may_lead_to};
 
-const MAX_TRIES: usize = 5;
+/// How often one request may be challenged.
+const MAX_CHALLENGES: usize = 4;
 const MAX_REDIRECTS: usize = 10;
 const MAX_MESSAGE: usize = 8 * 1024;
-const MAX_WAIT: Duration = Duration::from_secs(5);
-const SHORT_WAIT: Duration = Duration::from_millis(50);
 
 /// One host as it serves one repository during one pull.
 pub(crate) struct Endpoint {
@@ -37,10 +38,11 @@ pub(crate) struct Endpoint {
     repository: String,
     /// The `ns` parameter, for hosts that are not the registry itself.
     namespace: Option<String>,
-    headers: HeaderMap,
     /// The scheme that worked, where two are possible.
     scheme: AtomicU8,
     down: AtomicBool,
+    /// Whether it has served this pull.
+    known: AtomicBool,
 }
 
 /// What to ask a host for.
@@ -61,8 +63,8 @@ struct Answer {
 }
 
 enum Failure {
-    /// Worth another try on the last host.
-    Passing(String),
+    /// The connection could not be made, or broke. The flag tells that a second try may mend it at once.
+    Lost(String, bool),
     Final(Outcome),
 }
 
@@ -72,7 +74,7 @@ const PLAIN: u8 = 2;
 
 impl Endpoint {
     pub(crate) fn new(
-        host: Host,
+        mut host: Host,
         clients: Arc<Clients>,
         registry: &str,
         repository: &str,
@@ -83,7 +85,8 @@ impl Endpoint {
         for name in host.headers.keys() {
             headers.remove(name);
         }
-        headers.extend(host.headers.clone());
+        headers.extend(std::mem::take(&mut host.headers));
+        host.headers = headers;
         let scheme = match host.scheme {
             Scheme::Https => TLS,
             Scheme::Http if host.tries_tls_first() => UNDECIDED,
@@ -94,9 +97,9 @@ impl Endpoint {
             transport: Transport::new(host, clients),
             authenticator: Authenticator::new(secret, repository),
             repository: repository.to_owned(),
-            headers,
             scheme: AtomicU8::new(scheme),
             down: AtomicBool::new(false),
+            known: AtomicBool::new(false),
         }
     }
 
@@ -112,48 +115,45 @@ impl Endpoint {
     /// Sends a request until it is answered with a success or there is no point in trying again.
     /// On the last host there is more patience, because nobody else can be asked.
     pub(crate) async fn send(&self, request: &Request, is_last: bool) -> Result<Response, Outcome> {
-        let mut outcome = Outcome::Transport("was not tried".to_owned());
-        let mut repeated = None;
-        let mut passing = false;
-        for attempt in 0..MAX_TRIES {
+        let mut patience = Patience::new(is_last, self.known.load(Ordering::Relaxed));
+        let mut challenges = 0;
+        loop {
             let header = self.authenticator.header(&self.transport).await.map_err(denied)?;
             let answer = match self.once(request, header.as_ref()).await {
                 Ok(answer) => answer,
-                Err(Failure::Passing(_)) if is_last && !passing => {
-                    passing = true;
-                    tokio::time::sleep(SHORT_WAIT).await;
-                    continue;
-                }
-                Err(Failure::Passing(text)) => return Err(self.lost(Outcome::Transport(text))),
                 Err(Failure::Final(outcome)) => return Err(self.lost(outcome)),
+                Err(Failure::Lost(text, is_passing)) => match patience.after_loss(is_passing) {
+                    Some(wait) => {
+                        tracing::debug!(host = %self.host(), error = text, ?wait, "host is lost, trying again");
+                        tokio::time::sleep(wait).await;
+                        continue;
+                    }
+                    None => return Err(self.lost(Outcome::Transport(text))),
+                },
             };
             let status = answer.response.status();
             if status.is_success() {
+                self.known.store(true, Ordering::Relaxed);
+                self.authenticator.accepted(header.as_ref()).await;
                 return Ok(answer.response);
             }
-            let wait = wait_for(&answer.response, attempt);
-            let response_headers = answer.response.headers().clone();
-            outcome = self.refusal(answer.response, header.as_ref()).await;
-            match status {
-                StatusCode::UNAUTHORIZED if answer.same_origin => {
-                    let plain = self.scheme.load(Ordering::Relaxed) == PLAIN;
-                    let challenged =
-                        self.authenticator.challenged(&self.transport, plain, &response_headers, header.as_ref());
-                    if let Err(error) = challenged.await {
-                        return Err(more_telling(outcome, error));
-                    }
-                }
-                StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => tokio::time::sleep(wait).await,
-                StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-                    if is_last && repeated != Some(status) =>
-                {
-                    repeated = Some(status);
+            let headers = answer.response.headers().clone();
+            let outcome = self.refusal(answer.response, header.as_ref()).await;
+            if status == StatusCode::UNAUTHORIZED && answer.same_origin && challenges < MAX_CHALLENGES {
+                challenges += 1;
+                let plain = self.scheme.load(Ordering::Relaxed) == PLAIN;
+                let challenged = self.authenticator.challenged(&self.transport, plain, &headers, header.as_ref());
+                challenged.await.map_err(|error| more_telling(outcome, error))?;
+                continue;
+            }
+            match patience.after_status(status, &headers) {
+                Some(wait) => {
+                    tracing::debug!(host = %self.host(), %outcome, ?wait, "host is not ready, trying again");
                     tokio::time::sleep(wait).await;
                 }
-                _ => return Err(outcome),
+                None => return Err(outcome),
             }
         }
-        Err(outcome)
     }
 
     /// Remembers a host that cannot be reached, so that the rest of the pull asks the others first.
@@ -201,7 +201,7 @@ impl Endpoint {
                 .client(&url)
                 .await
                 .map_err(|error| (Failure::Final(Outcome::Transport(shown_error(&error))), false))?;
-            let mut headers = if same_origin { self.headers.clone() } else { HeaderMap::new() };
+            let mut headers = if same_origin { self.host().headers.clone() } else { HeaderMap::new() };
             headers.insert(ACCEPT, request.accept.clone());
             // Digests are of the content as stored, so nothing on the way may be packed once more.
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -212,7 +212,22 @@ impl Endpoint {
                 headers.insert(AUTHORIZATION, header.clone());
             }
             let sent = client.request(request.method.clone(), url.clone()).headers(headers).send().await;
-            let response = sent.map_err(|error| (failure_of(&error), same_origin && is_not_tls(&error)))?;
+            let lost = |error| {
+                let text = self.transport.explain(&url, &error);
+                // Told with the host that was asked: where a redirect has led to is another one.
+                let text = if same_origin { text } else { format!("redirected to {}: {text}", shown_url(&url)) };
+                (Failure::Lost(text, is_passing(&error)), same_origin && is_not_tls(&error))
+            };
+            let response = sent.map_err(lost)?;
+            if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+                && let Some(proxy) = self.transport.proxy_for(&url)
+            {
+                let text = format!(
+                    "the proxy {} wants credentials; write them into HTTP_PROXY as http://user:password@host:port",
+                    shown_proxy(proxy)
+                );
+                return Err((Failure::Final(Outcome::Transport(text)), false));
+            }
             match redirect(&url, &response) {
                 None => return Ok(Answer { response, same_origin }),
                 Some(Ok(next)) => url = next,
@@ -236,7 +251,8 @@ impl Endpoint {
 
     /// A message without what must stay secret: our credentials, and configured headers, which may hold keys.
     fn redact(&self, message: &str, header: Option<&HeaderValue>) -> String {
-        let values = self.headers.values().filter_map(|value| value.to_str().ok()).filter(|value| value.len() > 3);
+        let values =
+            self.host().headers.values().filter_map(|value| value.to_str().ok()).filter(|value| value.len() > 3);
         let message = self.authenticator.redact(message, header);
         values.fold(message, |message, value| message.replace(value, "[redacted]"))
     }
@@ -244,6 +260,7 @@ impl Endpoint {
     /// What a response that is no success means, with the message that came with it.
     async fn refusal(&self, response: Response, header: Option<&HeaderValue>) -> Outcome {
         let status = response.status();
+        let wait = retry_after(response.headers(), SystemTime::now());
         // The message is an extra: a body that is too long or breaks off only leaves it out.
         let body = read_limited(response, MAX_MESSAGE).await.ok().flatten().unwrap_or_default();
         let message = printable(&self.redact(&server_message(&body), header));
@@ -253,21 +270,17 @@ impl Endpoint {
                 let message = if message.is_empty() { status.to_string().to_lowercase() } else { message };
                 Outcome::Denied { status: status.as_u16(), message }
             }
-            _ => Outcome::Status { status: status.as_u16(), message },
+            _ => {
+                let again = wait.map(|wait| format!("it asks to try again in {} s", wait.as_secs()));
+                let told: Vec<String> = [message].into_iter().filter(|text| !text.is_empty()).chain(again).collect();
+                Outcome::Status { status: status.as_u16(), message: told.join(", ") }
+            }
         }
     }
 }
 
 fn range(offset: u64) -> HeaderValue {
     HeaderValue::from_str(&format!("bytes={offset}-")).expect("digits are valid in a header")
-}
-
-fn failure_of(error: &reqwest::Error) -> Failure {
-    if is_passing(error) {
-        Failure::Passing(shown_error(error))
-    } else {
-        Failure::Final(Outcome::Transport(shown_error(error)))
-    }
 }
 
 /// Where a response sends us, if it is a redirect.
@@ -286,17 +299,13 @@ fn redirect(url: &Url, response: &Response) -> Option<Result<Url, Outcome>> {
         return refused("redirect without a usable location");
     };
     match (url.scheme(), next.scheme()) {
+        _ if !may_lead_to(url.host_str().unwrap_or_default(), next.host_str().unwrap_or_default()) => {
+            refused("redirect to an address that only this machine can reach is refused")
+        }
         (_, "https") | ("http", "http") => Some(Ok(next)),
         ("https", "http") => refused("redirect from https to plain http is refused"),
         _ => refused("redirect to something that is not http"),
     }
-}
-
-/// How long to wait before trying again: what the server says, within limits, or a little longer each time.
-fn wait_for(response: &Response, attempt: usize) -> Duration {
-    let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let own = SHORT_WAIT * (1 << attempt.min(5));
-    asked.map_or(own, Duration::from_secs).min(MAX_WAIT)
 }
 
 /// The text of a registry's error answer, or of whatever else it sent.

@@ -14,6 +14,9 @@ mod clients;
 mod descriptor;
 mod endpoint;
 mod error;
+mod explain;
+mod patience;
+mod proxy;
 mod resolve;
 mod session;
 mod tls;
@@ -30,10 +33,11 @@ pub use blob::BlobStream;
 pub use clients::Clients;
 pub use descriptor::{Descriptor, Platform, media_type};
 pub use error::{Attempt, Error, Outcome, Tried};
+pub use proxy::{Proxies, ProxyError};
 pub use session::Session;
 
 use crate::auth::{Secret, canonical_host};
-use crate::hosts::{self, Host};
+use crate::hosts::{self, Host, Mirrors};
 use crate::reference::Reference;
 use endpoint::Endpoint;
 
@@ -42,18 +46,24 @@ use endpoint::Endpoint;
 pub struct RegistryConfig {
     /// Directories with one directory a registry, in order.
     pub config_path: Vec<PathBuf>,
+    /// The older configuration. If there is any, it is used in place of the directories.
+    pub mirrors: Mirrors,
     /// Credentials by registry host, used where a pull brings none.
     pub auths: BTreeMap<String, Credentials>,
     /// Headers sent with every request to every registry host.
-    pub headers: BTreeMap<String, Vec<String>>,
+    pub headers: HeaderMap,
+    /// Whether layers that a registry may not hand out are fetched from the addresses that their image names.
+    pub foreign_layers: bool,
 }
 
 impl Default for RegistryConfig {
     fn default() -> RegistryConfig {
         RegistryConfig {
             config_path: RegistryConfig::split_path("/etc/containerd/certs.d:/etc/docker/certs.d"),
+            mirrors: Mirrors::default(),
             auths: BTreeMap::new(),
-            headers: BTreeMap::new(),
+            headers: HeaderMap::new(),
+            foreign_layers: false,
         }
     }
 }
@@ -88,20 +98,30 @@ impl Registry {
     /// are used. Only what is in `hosts.toml` at this moment counts.
     pub async fn resolve(&self, reference: &Reference, credentials: Option<&Credentials>) -> Result<Resolved, Error> {
         let hosts = self.hosts(reference).await?;
-        let headers = self.headers(reference)?;
         let mut endpoints = Vec::with_capacity(hosts.len());
         for host in hosts {
             let secret = self.secret(reference, &host.authority, credentials)?;
             let clients = Arc::clone(&self.clients);
-            endpoints.push(Endpoint::new(host, clients, reference.domain(), reference.path(), &headers, secret));
+            endpoints.push(Endpoint::new(
+                host,
+                clients,
+                reference.domain(),
+                reference.path(),
+                &self.config.headers,
+                secret,
+            ));
         }
         let found = resolve::resolve(reference, &endpoints).await?;
         let known = found.manifest.map(|body| (found.descriptor.digest.clone(), body));
-        let session = Session::new(reference.clone(), endpoints, Arc::clone(&self.clients), known);
+        let foreign = self.config.foreign_layers;
+        let session = Session::new(reference.clone(), endpoints, Arc::clone(&self.clients), known, foreign);
         Ok(Resolved { descriptor: found.descriptor, session })
     }
 
     async fn hosts(&self, reference: &Reference) -> Result<Vec<Host>, Error> {
+        if !self.config.mirrors.is_empty() {
+            return Ok(self.config.mirrors.hosts(reference.domain()));
+        }
         let config = Arc::clone(&self.config);
         let domain = reference.domain().to_owned();
         let looked_up = tokio::task::spawn_blocking(move || hosts::lookup(&config.config_path, &domain)).await;
@@ -134,21 +154,12 @@ impl Registry {
             None => Ok(None),
         }
     }
+}
 
-    fn headers(&self, reference: &Reference) -> Result<HeaderMap, Error> {
-        let mut headers = HeaderMap::new();
-        for (name, values) in &self.config.headers {
-            let invalid = || Error::Invalid {
-                reference: reference.to_string(),
-                what: format!("the configured registry header {name:?} is not valid"),
-            };
-            let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid())?;
-            for value in values {
-                let mut value = HeaderValue::from_str(value).map_err(|_| invalid())?;
-                value.set_sensitive(true);
-                headers.append(header.clone(), value);
-            }
-        }
-        Ok(headers)
-    }
+/// One header as the configuration writes it. The problem does not quote the value, which may be a secret.
+pub fn parse_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), &'static str> {
+    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "is not the name of a header")?;
+    let mut value = HeaderValue::from_str(value).map_err(|_| "its value cannot be sent in a header")?;
+    value.set_sensitive(true);
+    Ok((name, value))
 }

@@ -15,9 +15,9 @@ use super::descriptor::Descriptor;
 use super::endpoint::{Endpoint, Request};
 use super::error::{Attempt, Error, Outcome, Tried};
 use super::resolve::{ACCEPT_MANIFESTS, read_manifest};
-use super::transport::{Transport, shown_error};
+use super::transport::{Transport, shown_error, shown_url};
 use crate::digest::Digest;
-use crate::hosts::Host;
+use crate::hosts::{Host, may_lead_to};
 use crate::reference::Reference;
 
 /// Fetches content of the repository that was resolved. Cheap to clone.
@@ -32,6 +32,8 @@ struct Inner {
     clients: Arc<Clients>,
     /// The manifest that resolving had to fetch.
     known: Option<(Digest, Bytes)>,
+    /// Whether foreign layers may be fetched from where they say.
+    foreign: bool,
 }
 
 impl fmt::Debug for Session {
@@ -47,8 +49,9 @@ impl Session {
         endpoints: Vec<Endpoint>,
         clients: Arc<Clients>,
         known: Option<(Digest, Bytes)>,
+        foreign: bool,
     ) -> Session {
-        Session { inner: Arc::new(Inner { reference, endpoints, clients, known }) }
+        Session { inner: Arc::new(Inner { reference, endpoints, clients, known, foreign }) }
     }
 
     /// A manifest or an index: at most 4 MiB, with the descriptor's size and digest.
@@ -73,7 +76,12 @@ impl Session {
 
     /// A blob from `offset` on. The caller verifies the digest.
     pub async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream, Error> {
-        blob::open(self.clone(), descriptor.clone(), offset).await
+        let mut descriptor = descriptor.clone();
+        if !descriptor.is_foreign() {
+            // Any image can name addresses; only of layers that are nowhere else are they to be believed.
+            descriptor.urls.clear();
+        }
+        blob::open(self.clone(), descriptor, offset).await
     }
 
     /// The hosts that may be asked for content, those that could not be reached last.
@@ -93,20 +101,30 @@ impl Session {
         Error::from_tried(&self.inner.reference.at(descriptor.digest.clone()), tried)
     }
 
-    /// Fetches a foreign layer's own address: https only, without credentials, without redirects.
+    /// Fetches a foreign layer's own address, if that is allowed: https only, without credentials, without redirects.
     pub(crate) async fn foreign(&self, url: &str) -> Result<Response, Outcome> {
         let url = Url::parse(url).map_err(|_| Outcome::Unacceptable("is not a URL".to_owned()))?;
         let (true, Some(name)) = (url.scheme() == "https", url.host_str()) else {
             return Err(Outcome::Unacceptable("is not https".to_owned()));
         };
+        let shown = shown_url(&url);
+        if !self.inner.foreign {
+            return Err(Outcome::Unacceptable(format!(
+                "this is a foreign layer, kept at {shown}; allow it by registry.allow_foreign_layers = true, or push the image with it"
+            )));
+        }
+        if !may_lead_to(self.inner.reference.domain(), name) {
+            return Err(Outcome::Unacceptable(format!("{shown} is an address that only this machine can reach")));
+        }
         let transport = Transport::new(Host::upstream(name), Arc::clone(&self.inner.clients));
         let client = transport.client(&url).await.map_err(|error| Outcome::Transport(shown_error(&error)))?;
         let sent = client.get(url.clone()).send().await;
-        let response = sent.map_err(|error| Outcome::Transport(shown_error(&error)))?;
+        let response =
+            sent.map_err(|error| Outcome::Transport(format!("{shown}: {}", transport.explain(&url, &error))))?;
         match response.status() {
             status if status.is_success() => Ok(response),
             http::StatusCode::NOT_FOUND => Err(Outcome::NotFound),
-            status => Err(Outcome::Status { status: status.as_u16(), message: String::new() }),
+            status => Err(Outcome::Status { status: status.as_u16(), message: shown }),
         }
     }
 

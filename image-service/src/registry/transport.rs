@@ -9,8 +9,9 @@ use std::sync::Arc;
 use reqwest::{Client, Response, Url};
 use tokio::sync::OnceCell;
 
-use super::clients::{ClientError, Clients};
-use crate::hosts::{Host, Scheme};
+use super::clients::{ClientError, Clients, DIAL_TIMEOUT};
+use super::explain::explain;
+use crate::hosts::{Host, Scheme, Tls};
 
 const MAX_SHOWN: usize = 512;
 
@@ -18,23 +19,47 @@ const MAX_SHOWN: usize = 512;
 pub(crate) struct Transport {
     pub(crate) host: Host,
     clients: Arc<Clients>,
+    /// The host's name without a port; none if it is no name.
+    name: Option<String>,
     plain: OnceCell<Client>,
     tls: OnceCell<Client>,
+    elsewhere: OnceCell<Client>,
 }
 
 impl Transport {
     pub(crate) fn new(host: Host, clients: Arc<Clients>) -> Transport {
-        Transport { host, clients, plain: OnceCell::new(), tls: OnceCell::new() }
+        let url = Url::parse(&format!("https://{}/", host.authority)).ok();
+        let name = url.and_then(|url| url.host_str().map(str::to_owned));
+        Transport { host, clients, name, plain: OnceCell::new(), tls: OnceCell::new(), elsewhere: OnceCell::new() }
     }
 
-    /// The client for `url`. A redirect's target uses the host's certificates too, as a registry and its store
-    /// often share a private authority.
+    /// Whether an address is on the host itself, on whatever port.
+    pub(crate) fn is_own(&self, url: &Url) -> bool {
+        url.host_str() == self.name.as_deref()
+    }
+
+    /// The client for `url`. The target of a redirect and a token server elsewhere are checked by the host's authorities
+    /// too, as they often share a private one. They are shown no client certificate, and are not trusted blindly because
+    /// the host is.
     pub(crate) async fn client(&self, url: &Url) -> Result<&Client, ClientError> {
-        let (cell, scheme) = match url.scheme() {
-            "https" => (&self.tls, Scheme::Https),
-            _ => (&self.plain, Scheme::Http),
+        let tls = &self.host.tls;
+        let (cell, scheme, tls) = match url.scheme() {
+            "https" if self.is_own(url) => (&self.tls, Scheme::Https, tls.clone()),
+            "https" => (&self.elsewhere, Scheme::Https, Tls { ca: tls.ca.clone(), ..Tls::default() }),
+            _ => (&self.plain, Scheme::Http, Tls::default()),
         };
-        cell.get_or_try_init(|| self.clients.get(&self.host, scheme)).await
+        cell.get_or_try_init(|| self.clients.get(&self.host, scheme, tls)).await
+    }
+
+    /// What an error of a request to `url` means.
+    pub(crate) fn explain(&self, url: &Url, error: &reqwest::Error) -> String {
+        let dial_timeout = self.host.dial_timeout.unwrap_or(DIAL_TIMEOUT);
+        explain(error, url, self.clients.proxy_for(url), dial_timeout)
+    }
+
+    /// The proxy that a request to `url` goes through, if any.
+    pub(crate) fn proxy_for(&self, url: &Url) -> Option<&Url> {
+        self.clients.proxy_for(url)
     }
 }
 
@@ -70,7 +95,7 @@ pub(crate) fn is_not_tls(error: &reqwest::Error) -> bool {
 }
 
 /// The TLS error inside an error. An I/O error does not name what it wraps as its source, so it is opened by hand.
-fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+pub(super) fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     match error.downcast_ref::<io::Error>() {
         Some(outer) => tls_error(outer.get_ref()?),
         None => error.downcast_ref(),
@@ -87,7 +112,7 @@ pub(crate) fn is_passing(error: &reqwest::Error) -> bool {
         })
 }
 
-fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+pub(super) fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(error.source(), |error: &&'a (dyn StdError + 'static)| {
         let error: &'a (dyn StdError + 'static) = *error;
         error.source()
@@ -96,11 +121,16 @@ fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn StdErr
 
 /// Foreign text made fit for one line of a log: no control or direction characters, and not too long.
 pub(crate) fn printable(text: &str) -> String {
+    printable_up_to(text, MAX_SHOWN)
+}
+
+/// The same with another length, in characters.
+pub(crate) fn printable_up_to(text: &str, length: usize) -> String {
     let is_hidden = |c: char| {
         c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
-    let mut shown: String = text.trim().chars().take(MAX_SHOWN).map(|c| if is_hidden(c) { ' ' } else { c }).collect();
-    if text.trim().chars().nth(MAX_SHOWN).is_some() {
+    let mut shown: String = text.trim().chars().take(length).map(|c| if is_hidden(c) { ' ' } else { c }).collect();
+    if text.trim().chars().nth(length).is_some() {
         shown.push('…');
     }
     shown

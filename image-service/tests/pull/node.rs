@@ -13,6 +13,7 @@ use snapshotter::{Kind, Labels, Native, Overlayfs, OverlayfsOptions, Snapshotter
 use store::{Namespace, Store};
 use windlass_image_service::digest::Digest;
 use windlass_image_service::images::{Config, Image, Images, PullError, PullRequest};
+use windlass_image_service::policy::PolicyConfig;
 use windlass_image_service::registry::{Descriptor, RegistryConfig, media_type};
 
 use crate::support::{TestHosts, TestRegistry, install_crypto};
@@ -42,6 +43,7 @@ impl Node {
             root: directory.path().to_owned(),
             filesystem: directory.path().join("snapshots"),
             registry: RegistryConfig { config_path: vec![hosts.root()], ..RegistryConfig::default() },
+            policy: PolicyConfig { bin_dir: directory.path().join("verifiers"), ..PolicyConfig::default() },
             default_snapshotter: "overlayfs".into(),
             max_concurrent_downloads: 3,
             progress_timeout: Duration::from_secs(60),
