@@ -156,6 +156,12 @@ mod tests {
         assert!(at("https://index.docker.io/v1/").are_for("registry-1.docker.io"));
         assert!(at("docker.io").are_for("registry-1.docker.io"));
         assert!(at("https://quay.io").are_for("quay.io"));
+        assert!(at("https://user:x@Quay.IO/v2/?y#z").are_for("quay.io"));
+        assert!(at("Registry.Example:5000/team").are_for("registry.example:5000"));
+        assert!(at("index.docker.io").are_for("docker.io"));
+        for other in ["docker.io.evil.example", "evildocker.io", "docker.io@evil.example", "docker.io:443", "[::1]"] {
+            assert!(!at("docker.io").are_for(other), "{other}");
+        }
         assert!(!at("quay.io").are_for("mirror.example:5000"));
         assert!(!at("quay.io:5000").are_for("quay.io"));
     }

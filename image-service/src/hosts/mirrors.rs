@@ -66,10 +66,11 @@ fn parse_endpoint(url: &str) -> Result<Host, FileError> {
         path => path,
     };
     let capabilities = Capabilities { push: false, ..Capabilities::ALL };
-    let mut host = Host { scheme, path, capabilities, ..Host::upstream(authority) };
+    // Only what is written without TLS is not verified, should it turn out to have it.
+    let unverified = scheme == Scheme::Http && is_loopback(authority);
+    let tls = Tls { skip_verify: unverified.then_some(true), ..Tls::default() };
     // Not the name of a registry but an address, so Docker Hub's name is meant as it stands.
-    host.authority = authority.to_owned();
-    Ok(host)
+    Ok(Host { scheme, authority: authority.to_owned(), path, capabilities, tls, ..Host::upstream(authority) })
 }
 
 #[cfg(test)]
@@ -131,6 +132,13 @@ mod tests {
         let hosts = mirrors.hosts("quay.io");
         assert_eq!((&hosts[0].tls, &hosts[1].tls), (&tls, &Tls::default()));
         assert!(!mirrors.is_empty());
+    }
+
+    #[test]
+    fn only_an_endpoint_of_this_machine_without_tls_is_not_verified() {
+        let mirrors = mirrors(&[("a", &["https://localhost:5000", "http://localhost:5000", "http://mirror.example"])]);
+        let skipped: Vec<_> = mirrors.hosts("a").iter().map(|host| host.tls.skip_verify).collect();
+        assert_eq!(skipped, [None, Some(true), None, None]);
     }
 
     #[test]

@@ -42,6 +42,26 @@ fn the_namespace_is_for_hosts_that_are_not_the_registry() {
     check("quay.io", "docker.io", true);
 }
 
+#[test]
+fn nobody_leads_to_addresses_that_only_this_machine_can_reach() {
+    let check = |from: &str, to: &str, expected: bool| assert_eq!(may_lead_to(from, to), expected, "{from} {to}");
+    for (to, from_elsewhere, from_here) in [
+        ("quay.io", true, true),
+        ("10.0.0.1", true, true),
+        ("localhost", false, true),
+        ("127.1.2.3", false, true),
+        ("[::1]", false, true),
+        ("[::ffff:127.0.0.1]", false, true),
+        ("0.0.0.0", false, true),
+        ("169.254.169.254", false, false),
+        ("[::ffff:169.254.169.254]", false, false),
+        ("[fe80::1]", false, false),
+    ] {
+        check("registry.example:5000", to, from_elsewhere);
+        check("localhost:5000", to, from_here);
+    }
+}
+
 fn parse(text: &str) -> Vec<Host> {
     parse_hosts_file(text, Path::new("/certs/dir"), "docker.io").unwrap()
 }

@@ -194,8 +194,10 @@ impl Endpoint {
     ) -> Result<Answer, (Failure, bool)> {
         let start = self.url(&request.path, scheme).map_err(|failure| (failure, false))?;
         let mut url = start.clone();
+        let mut same_origin = true;
         for _ in 0..=MAX_REDIRECTS {
-            let same_origin = url.origin() == start.origin();
+            // Who was sent away and comes back was sent by somebody else.
+            same_origin &= url.origin() == start.origin();
             let client = self
                 .transport
                 .client(&url)

@@ -50,14 +50,21 @@ impl TestAuthority {
     }
 
     fn sign(&self, name: &str) -> (rcgen::Certificate, rcgen::KeyPair) {
+        self.sign_with(name, |_| {})
+    }
+
+    fn sign_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut rcgen::CertificateParams),
+    ) -> (rcgen::Certificate, rcgen::KeyPair) {
         let key = rcgen::KeyPair::generate().expect("keys can be made");
-        let parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a test uses valid names");
+        let mut parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a test uses valid names");
+        change(&mut parameters);
         (parameters.signed_by(&key, &self.issuer).expect("an authority signs"), key)
     }
 
     pub(super) fn acceptor(&self, name: &str, client_certificates: bool) -> TlsAcceptor {
-        let (certificate, key) = self.sign(name);
-        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).expect("a fresh key is valid");
         let builder = rustls::ServerConfig::builder();
         let builder = if client_certificates {
             let mut roots = rustls::RootCertStore::empty();
@@ -67,9 +74,26 @@ impl TestAuthority {
         } else {
             builder.with_no_client_auth()
         };
-        let chain = vec![certificate.der().clone()];
-        TlsAcceptor::from(Arc::new(builder.with_single_cert(chain, key).expect("the key fits the certificate")))
+        serving(builder, self.sign(name))
     }
+
+    /// A certificate for 127.0.0.1 that is over.
+    pub(super) fn expired_acceptor(&self) -> TlsAcceptor {
+        let signed = self.sign_with("127.0.0.1", |parameters| {
+            parameters.not_before = rcgen::date_time_ymd(2001, 1, 1);
+            parameters.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        });
+        serving(rustls::ServerConfig::builder().with_no_client_auth(), signed)
+    }
+}
+
+fn serving(
+    builder: rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::WantsServerCert>,
+    (certificate, key): (rcgen::Certificate, rcgen::KeyPair),
+) -> TlsAcceptor {
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).expect("a fresh key is valid");
+    let chain = vec![certificate.der().clone()];
+    TlsAcceptor::from(Arc::new(builder.with_single_cert(chain, key).expect("the key fits the certificate")))
 }
 
 /// A server on one self-signed certificate that says it is an authority, as `openssl req -x509` makes it, and its PEM.

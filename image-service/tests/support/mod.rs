@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! server.rs: connections, and how a registry dies ──► answer.rs: what a request gets ──► body.rs: how it is sent
-//! authority.rs: certificates     hosts.rs: hosts.toml
+//! authority.rs: certificates     hosts.rs: hosts.toml     proxy.rs: a proxy in front
 //! ```
 #![expect(dead_code, unreachable_pub, reason = "each test binary includes the module and uses a part of it")]
 
@@ -12,6 +12,7 @@ mod answer;
 mod authority;
 mod body;
 mod hosts;
+pub mod proxy;
 mod server;
 
 use std::net::SocketAddr;
@@ -122,6 +123,11 @@ impl TestRegistry {
     /// With a certificate for another name.
     pub async fn https_named(authority: &TestAuthority, name: &str, client_certificates: bool) -> TestRegistry {
         TestRegistry::start(Some(authority.acceptor(name, client_certificates))).await
+    }
+
+    /// With a certificate for 127.0.0.1 that is over.
+    pub async fn https_expired(authority: &TestAuthority) -> TestRegistry {
+        TestRegistry::start(Some(authority.expired_acceptor())).await
     }
 
     /// On one self-signed certificate that says it is an authority, as `openssl req -x509` makes it. Its PEM is returned.
