@@ -12,7 +12,7 @@ use std::{
 use std::os::fd::AsFd;
 
 use oci_spec::runtime::Spec;
-use snapshotter::Labels;
+use snapshotter::{Labels, Mount};
 
 use crate::{
     Error,
@@ -33,11 +33,16 @@ pub(crate) fn make(world: &World, pod: &PodRecord, id: &Id, image: &Image) -> Re
     let rootfs = world.paths.rootfs(id);
     world.node.make_dir(&world.paths.bundle(id), 0o700)?;
     world.node.make_dir(&rootfs, 0o711)?;
-    match (&pod.spec.namespaces.user, world.userns(pod)) {
-        (Some(mapping), Some(userns)) => world.node.mount_mapped(&mounts, &rootfs, &userns, mapping)?,
-        _ => world.node.mount(&mounts, &rootfs)?,
-    }
+    mount(world, pod, &mounts, &rootfs)?;
     Ok(rootfs)
+}
+
+/// Mounts a snapshot with the ids of the pod, on a directory whose parent is for nothing else.
+pub(crate) fn mount(world: &World, pod: &PodRecord, mounts: &[Mount], target: &Path) -> Result<(), Error> {
+    match (&pod.spec.namespaces.user, world.userns(pod)) {
+        (Some(mapping), Some(userns)) => world.node.mount_mapped(mounts, target, &userns, mapping),
+        _ => world.node.mount(mounts, target),
+    }
 }
 
 /// Opens a mounted root. Everything below it is then reached through this only.

@@ -16,6 +16,7 @@ pub mod events;
 pub mod features;
 pub mod files;
 pub mod host;
+mod image_volumes;
 pub mod launcher;
 mod machine;
 pub mod model;

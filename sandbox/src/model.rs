@@ -257,17 +257,37 @@ pub enum Propagation {
     Bidirectional,
 }
 
-/// CRI `Mount` of a host path.
+/// CRI `Mount`: of a host path, or of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeMount {
     pub container_path: String,
+    /// Empty for an image volume.
     pub host_path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageVolume>,
     pub readonly: bool,
     pub recursive_readonly: bool,
     pub selinux_relabel: bool,
     pub propagation: Propagation,
     pub uid_mappings: Vec<IdMapping>,
     pub gid_mappings: Vec<IdMapping>,
+}
+
+/// CRI `Mount.image` and `Mount.image_sub_path`, with the image as the image service resolved it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// What the client asked for (`ImageSpec.image`).
+    pub requested: String,
+    /// `ImageSpec.user_specified_image`.
+    pub user_specified: String,
+    /// `ImageSpec.annotations`.
+    pub annotations: StringMap,
+    /// Digest of the image's configuration: `ImageSpec.image_ref` of the status.
+    pub id: String,
+    /// The snapshot that holds the unpacked layers; empty for an image with no layers.
+    pub chain_id: String,
+    /// The directory of the image that is mounted in place of its root: relative, without `..`; empty is the root.
+    pub sub_path: String,
 }
 
 /// CRI `Device`.

@@ -61,7 +61,7 @@ impl Paths {
         self.state.join(CRI).join("sandboxes")
     }
 
-    /// A container's directory: its image-defined volumes.
+    /// A container's directory: its image-defined volumes, and the mounts of its image volumes.
     pub(crate) fn container_root(&self, id: &Id) -> PathBuf {
         self.container_roots().join(id.as_str())
     }
@@ -73,6 +73,16 @@ impl Paths {
     /// The host directory of the nth image-defined volume.
     pub(crate) fn volume(&self, id: &Id, index: usize) -> PathBuf {
         self.container_root(id).join("volumes").join(index.to_string())
+    }
+
+    /// Where a container's image volumes are mounted, each in a directory named by its number.
+    pub(crate) fn image_volumes(&self, id: &Id) -> PathBuf {
+        self.container_root(id).join("image-volumes")
+    }
+
+    /// The mount of the nth image volume. Its parent is the volume's own and closed to other users of the host.
+    pub(crate) fn image_volume(&self, id: &Id, index: usize) -> PathBuf {
+        self.image_volumes(id).join(index.to_string()).join("root")
     }
 
     /// The files of the pod that its containers see. `host_ipc`: the host's shared memory instead of the pod's own.
@@ -104,6 +114,11 @@ impl Paths {
     }
 }
 
+/// The snapshot of a container's nth image volume, a read-only view of the image's layers.
+pub(crate) fn image_volume_key(id: &Id, index: usize) -> String {
+    format!("{id}-image-volume-{index}")
+}
+
 /// The log of a container: only with a directory and a path, as CRI has it.
 pub(crate) fn log_path(directory: &str, path: &str) -> Option<PathBuf> {
     (!directory.is_empty() && !path.is_empty()).then(|| Path::new(directory).join(path))
@@ -127,6 +142,11 @@ mod tests {
         assert_eq!(at(paths.pod_root(&id)), "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/ID");
         assert_eq!(at(paths.shm(&id)), "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/shm");
         assert_eq!(at(paths.volume(&id, 1)), "/var/lib/containerd/io.containerd.grpc.v1.cri/containers/ID/volumes/1");
+        assert_eq!(
+            at(paths.image_volume(&id, 0)),
+            "/var/lib/containerd/io.containerd.grpc.v1.cri/containers/ID/image-volumes/0/root"
+        );
+        assert_eq!(image_volume_key(&id, 2), format!("{id}-image-volume-2"));
         assert_eq!(at(paths.netns(&id)), "/run/netns/cni-01234567-89ab-cdef-0123-456789abcdef");
     }
 

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc, time::SystemTime
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
-    Error,
+    Error, image_volumes,
     launcher::{Bundle, Shim, TaskState},
     machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
     model::{ContainerState, Id, PodName},
@@ -377,7 +377,8 @@ async fn sweep_one(world: &Arc<World>, id: &Id) -> Result<(), Error> {
         node.unpin_netns(&netns)?;
         node.unmount(&paths.rootfs(&id))?;
         node.unmount(&paths.shm(&id))?;
-        for snapshotter in world.snapshotters.values() {
+        for (name, snapshotter) in &world.snapshotters {
+            image_volumes::remove(&world, &id, name)?;
             match snapshotter.remove(&world.config.namespace, id.as_str()) {
                 Ok(()) | Err(snapshotter::Error::NotFound { .. }) => {}
                 Err(error) => return Err(Error::failed(format!("remove snapshot {id}"), error)),

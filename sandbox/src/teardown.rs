@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use crate::{
-    Error,
+    Error, image_volumes,
     launcher::{Shim, TaskExit, TaskState},
     model::Id,
     oci::cgroup,
@@ -103,8 +103,13 @@ pub(crate) async fn container(world: &Arc<World>, pod: &PodRecord, id: &Id, task
         torn.exits.extend(exit.map(|exit| (id.clone(), exit)));
     }
     drop_bundle(world, pod, id, &mut torn).await;
-    let id = id.clone();
-    torn.note(blocking(world, move |world| world.node.remove_dir(&world.paths.container_root(&id))).await);
+    let (id, snapshotter) = (id.clone(), pod.snapshotter.clone());
+    let removed = blocking(world, move |world| {
+        // The directory says which image volumes there are, so it goes last.
+        image_volumes::remove(world, &id, &snapshotter)?;
+        world.node.remove_dir(&world.paths.container_root(&id))
+    });
+    torn.note(removed.await);
     torn
 }
 

@@ -16,7 +16,10 @@ use std::{
 
 use rustix::{
     fs::CWD,
-    mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, move_mount, open_tree, unmount},
+    mount::{
+        MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_remount, move_mount, open_tree,
+        unmount,
+    },
 };
 use shim::mount::mount_all;
 use snapshotter::Mount;
@@ -82,7 +85,11 @@ pub(crate) fn mount_root(mounts: &[Mount], rootfs: &Path, userns: &Path, mapping
         [only] if only.options.iter().any(|option| option == "bind" || option == "rbind") => {
             // The whole tree is one mount: what the container writes is mapped back as it is written.
             let tree = mapped(Path::new(&only.source), &namespace).map_err(failed)?;
-            attach(&tree, rootfs).map_err(failed)
+            attach(&tree, rootfs).map_err(failed)?;
+            match only.options.iter().any(|option| option == "ro") {
+                true => read_only(rootfs).map_err(failed),
+                false => Ok(()),
+            }
         }
         _ => Err(Error::Unsupported(format!("{}: this snapshotter's mounts cannot map ids", rootfs.display()))),
     }
@@ -136,6 +143,15 @@ fn mapped(source: &Path, namespace: &File) -> io::Result<OwnedFd> {
     let tree = open_tree(CWD, source, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     sys::map_ids(tree.as_fd(), namespace.as_fd())?;
     Ok(tree)
+}
+
+/// Makes a bind mount read-only, or takes it off: it must not stay without.
+fn read_only(target: &Path) -> io::Result<()> {
+    mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, c"").map_err(|error| {
+        // The first error is the one to report; whatever is left is found by the teardown.
+        let _ = unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        error.into()
+    })
 }
 
 fn attach(tree: &OwnedFd, target: &Path) -> io::Result<()> {
@@ -214,6 +230,26 @@ mod tests {
         assert_eq!(owner(at("low/a/of-root")), (0, 0), "the layer itself is as it was");
         assert!(!at("bundle/layers").exists());
         for path in [rootfs, user, net] {
+            unmount(&path, UnmountFlags::DETACH).unwrap();
+        }
+    }
+
+    #[test]
+    fn privileged_a_mapped_view_of_one_layer_is_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (user, net) = (dir.path().join("user"), dir.path().join("net"));
+        pin(&user, &net, &mapping()).unwrap();
+        let (layer, root) = (dir.path().join("layer"), dir.path().join("volume/root"));
+        for made in [&layer, &root] {
+            fs::create_dir_all(made).unwrap();
+        }
+        fs::write(layer.join("file"), "x").unwrap();
+        let source = layer.to_str().unwrap().to_owned();
+        let view = Mount { fstype: "bind".into(), source, options: vec!["ro".into(), "rbind".into()] };
+        mount_root(&[view], &root, &user, &mapping()).unwrap();
+        assert_eq!(fs::metadata(root.join("file")).unwrap().uid(), 100_000);
+        assert_eq!(fs::write(root.join("file"), "y").unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+        for path in [root, user, net] {
             unmount(&path, UnmountFlags::DETACH).unwrap();
         }
     }

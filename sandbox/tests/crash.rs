@@ -7,7 +7,7 @@ mod fake;
 
 use std::{sync::Arc, time::Duration};
 
-use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
+use fake::{Fault, Machine, Process, container_spec, image, image_volume, pod_spec};
 use windlass_sandbox::{
     Error, Pods,
     model::{ContainerSpec, ContainerState, PodState, Resources},
@@ -17,10 +17,13 @@ fn memory(limit: i64) -> Resources {
     Resources { memory_limit: limit, ..Resources::default() }
 }
 
-/// A pod's life: two containers, of which one is stopped and removed, and the other goes with the pod.
+/// A pod's life: two containers, of which one is stopped and removed, and the other goes with the pod. The first one has
+/// two images as volumes, one of them twice.
 async fn life(pods: &Pods) -> Result<(), Error> {
     let pod = pods.run(pod_spec("web"), image()).await?;
-    let first = pods.create_container(pod.as_str(), container_spec("first"), image()).await?;
+    let mounts = [("/a", "one"), ("/b", "two"), ("/c", "one")].map(|(path, name)| image_volume(path, name));
+    let with_images = ContainerSpec { mounts: mounts.into(), ..container_spec("first") };
+    let first = pods.create_container(pod.as_str(), with_images, image()).await?;
     let second = pods.create_container(pod.as_str(), container_spec("second"), image()).await?;
     pods.update_container(first.as_str(), memory(1 << 20)).await?;
     pods.start_container(first.as_str()).await?;

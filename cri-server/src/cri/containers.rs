@@ -24,10 +24,11 @@ impl Cri {
     ) -> Result<cri::CreateContainerResponse, Status> {
         let pod = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
         required(request.sandbox_config, "sandbox_config")?;
-        let (mut spec, image) = parse_container(required(request.config, "config")?)?;
+        let images = |name: &str| self.images.resolve(&self.namespace, name);
+        let (mut spec, image) = parse_container(required(request.config, "config")?, &images)?;
         spec.seccomp = self.seccomp_of(spec.seccomp)?;
         // An image is never pulled here: the kubelet has pulled it, or its policy is Never.
-        let Some(found) = self.images.resolve(&self.namespace, &image) else {
+        let Some(found) = images(&image) else {
             return Err(Status::not_found(format!("image {image:?} is not on the node; pull it first")));
         };
         let id =

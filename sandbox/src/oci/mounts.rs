@@ -29,13 +29,13 @@ pub struct ResolvedMount {
     pub mapping: Option<(Vec<IdMapping>, Vec<IdMapping>)>,
 }
 
-/// Looks up every mount's source: symlinks resolved, a missing directory made (0755, as kubelet's hostPath relies on),
+/// Looks up the source of every mount of a host path: symlinks resolved, a missing directory made (0755, as kubelet's hostPath relies on),
 /// propagation checked against the mount the source is on. Blocks.
 pub fn resolve_sources(mounts: &[VolumeMount]) -> Result<Vec<ResolvedMount>, Error> {
     mounts.iter().try_for_each(check)?;
     let needs_table = mounts.iter().any(|mount| mount.propagation != Propagation::Private);
     let table = if needs_table { read_mountinfo()? } else { Vec::new() };
-    mounts.iter().map(|mount| resolve(mount, &table)).collect()
+    mounts.iter().filter(|mount| mount.image.is_none()).map(|mount| resolve(mount, &table)).collect()
 }
 
 /// What can be refused without looking.
@@ -44,10 +44,7 @@ fn check(mount: &VolumeMount) -> Result<(), Error> {
     if mount.container_path.is_empty() {
         return Err(Error::Invalid("mount: container_path is empty".into()));
     }
-    if mount.host_path.is_empty() {
-        return Err(Error::Unsupported(format!("mount {at:?}: host_path is empty (image volumes are not supported)")));
-    }
-    if !Path::new(&mount.host_path).is_absolute() {
+    if mount.image.is_none() && !Path::new(&mount.host_path).is_absolute() {
         return Err(Error::Invalid(format!("mount {at:?}: host_path {:?} is not absolute", mount.host_path)));
     }
     if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
@@ -92,7 +89,7 @@ fn existing(path: &Path) -> Result<PathBuf, Error> {
 }
 
 /// `/x` for `x`; `.` and doubled slashes removed and `..` applied, so that equal destinations compare equal.
-fn absolute(path: &str) -> PathBuf {
+pub(crate) fn absolute(path: &str) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for part in Path::new(path).components() {
         match part {
@@ -321,7 +318,7 @@ mod tests {
         mount "/a": recursive_read_only requires readonly
         mount "/a": recursive_read_only requires propagation private
         mount "/a": uid_mappings and gid_mappings are set together
-        mount "/a": host_path is empty (image volumes are not supported)
+        mount "/a": host_path "" is not absolute
         mount "/a": host_path "tmp" is not absolute
         mount: container_path is empty
         "##);

@@ -1,9 +1,9 @@
-//! CreateContainer: directory, snapshot, volumes of the image, OCI spec, bundle. Nothing runs yet.
+//! CreateContainer: directory, snapshot, image volumes, volumes of the image, OCI spec, bundle. Nothing runs yet.
 
 use std::sync::Arc;
 
 use crate::{
-    Error, bundle,
+    Error, bundle, image_volumes,
     model::{ContainerUser, Id},
     oci::{self, ContainerInput, devices, mounts, seccomp},
     ops::Undone,
@@ -63,6 +63,7 @@ fn make(
     let rootfs = bundle::make(world, pod, id, &container.image)?;
     let root = bundle::open_root(&rootfs)?;
     let user = bundle::resolve_user(&root, &request.run_as, &container.image)?;
+    resolved.extend(image_volumes::make(world, pod, container)?);
     resolved.extend(volumes::make(world, container, &root, &resolved)?);
     let mut pod_spec = pod.spec.clone();
     pod_spec.cgroup_parent = world.cgroup_parent(pod).to_owned();

@@ -19,8 +19,8 @@ use windlass_sandbox::{
     Config, Error, Handler, Pods, SCHEMA, Timeouts,
     launcher::{Bundle, Clients, Launcher, NewTask, Shim, TaskExit, TaskState},
     model::{
-        Capabilities, ContainerName, ContainerSpec, Id, Image, Namespaces, PodName, PodNetwork, PodSpec, Resources,
-        RunAs, SecurityProfile, StringMap,
+        Capabilities, ContainerName, ContainerSpec, Id, Image, ImageVolume, Namespaces, PodName, PodNetwork, PodSpec,
+        Resources, RunAs, SecurityProfile, StringMap, VolumeMount,
     },
     network::{Attachment, Network},
     node::{Node, ThisNode},
@@ -390,6 +390,11 @@ impl Snapshotter for Seams {
             if state.mounts.iter().any(|mount| mount.ends_with(Path::new(key).join("rootfs"))) {
                 state.violations.push(format!("snapshot {key} is removed while it is mounted"));
             }
+            if let Some((id, index)) = key.split_once("-image-volume-")
+                && state.mounts.iter().any(|mount| mount.ends_with(format!("{id}/image-volumes/{index}/root")))
+            {
+                state.violations.push(format!("snapshot {key} is removed while it is mounted"));
+            }
             Ok(state.snapshots.remove(key))
         };
         match self.0.block("remove snapshot".into(), remove).map_err(failed)? {
@@ -648,4 +653,10 @@ pub(crate) fn container_spec(name: &str) -> ContainerSpec {
         apparmor: SecurityProfile::Unset,
         selinux: None,
     }
+}
+
+/// A mount of an image at this path.
+pub(crate) fn image_volume(path: &str, image: &str) -> VolumeMount {
+    let volume = ImageVolume { requested: image.into(), id: format!("sha256:{image}"), ..ImageVolume::default() };
+    VolumeMount { container_path: path.into(), readonly: true, image: Some(volume), ..VolumeMount::default() }
 }

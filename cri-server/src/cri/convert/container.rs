@@ -1,16 +1,21 @@
 //! `ContainerConfig`, checked.
 
 use api::cri;
-use sandbox::model::{Capabilities, ContainerName, ContainerSpec, Device, Propagation, VolumeMount};
+use sandbox::model::{Capabilities, ContainerName, ContainerSpec, Device};
 use tonic::Status;
 
 use super::{
-    invalid, parse_enum, parse_identifier, parse_map, parse_name, parse_resources, parse_text, required,
-    security::{RunAsFields, parse_mapping, parse_namespaces, parse_profile, parse_run_as, parse_selinux},
+    invalid,
+    mount::{Images, parse_mount},
+    parse_enum, parse_identifier, parse_map, parse_name, parse_resources, parse_text, required,
+    security::{RunAsFields, parse_namespaces, parse_profile, parse_run_as, parse_selinux},
 };
 
-/// The container's spec, and the image it asks for.
-pub(in crate::cri) fn parse_container(config: cri::ContainerConfig) -> Result<(ContainerSpec, String), Status> {
+/// The container's spec, and the image it asks for. `images` looks up the images that are to be mounted as volumes.
+pub(in crate::cri) fn parse_container(
+    config: cri::ContainerConfig,
+    images: &Images<'_>,
+) -> Result<(ContainerSpec, String), Status> {
     let metadata = required(config.metadata, "config.metadata")?;
     let image = parse_name(required(config.image, "config.image")?.image, "config.image.image")?;
     let linux = config.linux.unwrap_or_default();
@@ -29,7 +34,7 @@ pub(in crate::cri) fn parse_container(config: cri::ContainerConfig) -> Result<(C
         args: texts(config.args, "config.args")?,
         working_dir: parse_text(config.working_dir, "config.working_dir")?,
         env: config.envs.into_iter().map(parse_env).collect::<Result<_, _>>()?,
-        mounts: config.mounts.into_iter().map(parse_mount).collect::<Result<_, _>>()?,
+        mounts: config.mounts.into_iter().map(|mount| parse_mount(mount, images)).collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().map(parse_device).collect::<Result<_, _>>()?,
         cdi_devices: config.cdi_devices.into_iter().map(|device| device.name).collect(),
         labels: parse_map(config.labels, "config.labels")?,
@@ -78,27 +83,6 @@ fn parse_env(entry: cri::KeyValue) -> Result<(String, String), Status> {
     let value = String::from_utf8(entry.value)
         .map_err(|_| invalid(&format!("{field}.value"), format_args!("of {key:?} is not UTF-8")))?;
     Ok((key, parse_text(value, &format!("{field}.value"))?))
-}
-
-fn parse_mount(mount: cri::Mount) -> Result<VolumeMount, Status> {
-    let field = "config.mounts";
-    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-        return Err(Status::unimplemented(format!("{field}.image: image volumes are not supported yet")));
-    }
-    Ok(VolumeMount {
-        container_path: parse_name(mount.container_path, &format!("{field}.container_path"))?,
-        host_path: parse_name(mount.host_path, &format!("{field}.host_path"))?,
-        readonly: mount.readonly,
-        recursive_readonly: mount.recursive_read_only,
-        selinux_relabel: mount.selinux_relabel,
-        propagation: match parse_enum(mount.propagation, &format!("{field}.propagation"))? {
-            cri::MountPropagation::PropagationPrivate => Propagation::Private,
-            cri::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
-            cri::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
-        },
-        uid_mappings: mount.uid_mappings.iter().map(parse_mapping).collect(),
-        gid_mappings: mount.gid_mappings.iter().map(parse_mapping).collect(),
-    })
 }
 
 fn parse_device(device: cri::Device) -> Result<Device, Status> {
@@ -167,7 +151,7 @@ mod tests {
         let check = |change: fn(&mut cri::ContainerConfig), message: &str| {
             let mut config = config();
             change(&mut config);
-            let status = parse_container(config).unwrap_err();
+            let status = parse_container(config, &|_| None).unwrap_err();
             assert!(status.message().starts_with(message), "{} should start with {message}", status.message());
         };
         check(|c| c.metadata = None, "config.metadata: is required");
@@ -193,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_image_is_what_the_client_wrote() {
-        let (spec, image) = parse_container(config()).unwrap();
+        let (spec, image) = parse_container(config(), &|_| None).unwrap();
         assert_eq!((spec.name.name.as_str(), image.as_str()), ("app", "busybox"));
     }
 }

@@ -4,6 +4,7 @@
 
 pub(super) mod container;
 pub(super) mod image;
+pub(super) mod mount;
 pub(super) mod pod;
 pub(super) mod security;
 pub(super) mod stats;

@@ -1,12 +1,10 @@
 //! Views as CRI's statuses and list items.
 
 use api::cri;
-use sandbox::model::{ContainerState, ContainerView, PodState, PodView, Propagation, VolumeMount};
+use sandbox::model::{ContainerState, ContainerView, PodState, PodView};
 
 use super::{
-    container::to_stop_signal,
-    security::{to_mapping, to_namespaces},
-    to_map, to_nanoseconds, to_resources,
+    container::to_stop_signal, mount::to_mount, security::to_namespaces, to_map, to_nanoseconds, to_resources,
 };
 
 pub(super) fn to_pod_metadata(pod: &PodView) -> cri::PodSandboxMetadata {
@@ -124,24 +122,4 @@ pub(in crate::cri) fn to_container_status(container: &ContainerView) -> cri::Con
         }
     }
     status
-}
-
-fn to_mount(mount: &VolumeMount) -> cri::Mount {
-    let propagation = match mount.propagation {
-        Propagation::Private => cri::MountPropagation::PropagationPrivate,
-        Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
-        Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
-    };
-    cri::Mount {
-        container_path: mount.container_path.clone(),
-        host_path: mount.host_path.clone(),
-        readonly: mount.readonly,
-        selinux_relabel: mount.selinux_relabel,
-        propagation: propagation as i32,
-        uid_mappings: mount.uid_mappings.iter().map(to_mapping).collect(),
-        gid_mappings: mount.gid_mappings.iter().map(to_mapping).collect(),
-        recursive_read_only: mount.recursive_readonly,
-        image: None,
-        image_sub_path: String::new(),
-    }
 }
