@@ -285,7 +285,10 @@ async fn ask(
             return;
         }
     }
-    if let Err(error) = teardown::end_task(world, pod, &id, Some(shim)).await {
+    // The shim forgets with the task how it ended.
+    if let Err(error) = world.rows.put(None, &[container]).await {
+        tracing::error!(container = %id, error = error.chain(), "an exit could not be recorded");
+    } else if let Err(error) = teardown::end_task(world, pod, &id, Some(shim)).await {
         tracing::warn!(container = %id, error = error.chain(), "a task is left until its container is removed");
     }
 }

@@ -56,7 +56,7 @@ pub(crate) async fn pod(
         Some(shim) => Some(shim),
         None => torn.note(world.launcher.reconnect(world.bundle(pod, &pod.id)).await).flatten(),
     };
-    let ends = containers.iter().map(|container| end_task(world, pod, &container.id, shim.as_deref()));
+    let ends = containers.iter().map(|container| end_container(world, pod, container, shim.as_deref()));
     for (container, end) in containers.iter().zip(join_all(ends).await) {
         let exit = torn.note(end).flatten();
         torn.exits.extend(exit.map(|exit| (container.id.clone(), exit)));
@@ -130,19 +130,52 @@ pub(crate) async fn end_task(
     end_without_shim(world, pod, id).await.map(|()| None)
 }
 
+/// [`end_task`] of a container that is kept. The shim forgets with the task how it ended, so that is recorded in between:
+/// whoever goes on after a crash would find neither.
+async fn end_container(
+    world: &Arc<World>,
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    shim: Option<&dyn Shim>,
+) -> Result<Option<TaskExit>, Error> {
+    if let Some(shim) = shim {
+        match kill_by_shim(world, &container.id, shim).await {
+            Err(error) => {
+                tracing::warn!(task = %container.id, error = error.chain(), "the shim cannot end the task");
+            }
+            Ok(None) => return Ok(None),
+            Ok(Some(exit)) => {
+                let mut ended = container.clone();
+                ended.take_exit(&exit);
+                if ended != *container {
+                    world.rows.put(None, &[&ended]).await?;
+                }
+                return shim.delete(&container.id).await.map(|()| Some(exit));
+            }
+        }
+    }
+    end_without_shim(world, pod, &container.id).await.map(|()| None)
+}
+
 /// Ends a task through its shim. One that the shim does not know has ended.
 pub(crate) async fn end_by_shim(world: &World, id: &Id, shim: &dyn Shim) -> Result<Option<TaskExit>, Error> {
+    let exit = kill_by_shim(world, id, shim).await?;
+    if exit.is_some() {
+        shim.delete(id).await?;
+    }
+    Ok(exit)
+}
+
+async fn kill_by_shim(world: &World, id: &Id, shim: &dyn Shim) -> Result<Option<TaskExit>, Error> {
     const SIGKILL: i32 = 9;
-    let exit = match shim.state(id).await? {
-        None => return Ok(None),
-        Some(TaskState::Stopped(exit)) => exit,
+    match shim.state(id).await? {
+        None => Ok(None),
+        Some(TaskState::Stopped(exit)) => Ok(Some(exit)),
         Some(TaskState::Created | TaskState::Running { .. }) => {
             shim.kill(id, SIGKILL).await?;
-            within(world.config.timeouts.kill, || format!("kill task {id}"), shim.wait(id)).await?
+            within(world.config.timeouts.kill, || format!("kill task {id}"), shim.wait(id)).await.map(Some)
         }
-    };
-    shim.delete(id).await?;
-    Ok(Some(exit))
+    }
 }
 
 async fn end_without_shim(world: &Arc<World>, pod: &PodRecord, id: &Id) -> Result<(), Error> {

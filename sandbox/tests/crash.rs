@@ -203,6 +203,45 @@ fn a_container_that_ended_while_the_daemon_was_down_has_its_real_exit() {
 }
 
 #[test]
+fn how_a_container_ended_is_not_lost_when_the_daemon_is_killed_in_the_stop_of_its_pod() {
+    let mut n = 0;
+    loop {
+        n += 1;
+        let machine = Machine::new();
+        process(&machine, Fault::default(), async |pods, _| {
+            let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+            for name in ["one", "two"] {
+                let id = pods.create_container(pod.as_str(), container_spec(name), image()).await.unwrap();
+                pods.start_container(id.as_str()).await.unwrap();
+            }
+            pods.shutdown().await;
+        });
+        // Also while the next process finishes the stop.
+        let kill = Fault { stop_after: Some(n), ..Fault::default() };
+        let (done, _) = process(&machine, kill, async |pods, _| pods.stop(pods.pods()[0].id.as_str()).await.unwrap());
+        process(&machine, Fault { stop_after: Some(2), ..Fault::default() }, async |pods, _| pods.shutdown().await);
+        process(&machine, Fault::default(), async |pods, _| {
+            // A kill before the intent was committed leaves a pod that runs.
+            pods.stop(pods.pods()[0].id.as_str()).await.unwrap();
+            for container in pods.containers() {
+                match &container.state {
+                    ContainerState::Exited { exit, .. } => {
+                        assert_eq!((exit.code, exit.reason.as_str()), (137, "Error"), "killed after effect {n}");
+                    }
+                    other => panic!("{other:?}, killed after effect {n}"),
+                }
+            }
+            pods.remove(pods.pods()[0].id.as_str()).await.unwrap();
+        });
+        machine.assert_clean(&format!("killed after effect {n}"));
+        if done {
+            assert!(n > 5, "the stop of a pod is made of more effects than {n}");
+            break;
+        }
+    }
+}
+
+#[test]
 fn a_pod_whose_shim_died_with_the_daemon_is_not_ready_and_its_containers_ended_unknown() {
     let machine = Machine::new();
     process(&machine, Fault::default(), async |pods, _| {

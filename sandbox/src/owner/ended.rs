@@ -246,12 +246,15 @@ impl Owner {
             }
             Ok(exit) => {
                 self.take_exit(&id, &exit);
-                self.commit(Some(&id)).await;
+                let committed = self.commit(Some(&id)).await;
                 self.publish_container(&id);
                 if let Some(container) = self.containers.get(&id) {
                     container.ended.send_replace(true);
                 }
-                self.reap(id);
+                // An exit that is not recorded is known to the shim only.
+                if committed {
+                    self.reap(id);
+                }
             }
             Err(error) => {
                 let lives = match self.containers.get(&id) {
@@ -334,16 +337,18 @@ impl Owner {
         answer_all(running, result.and(committed).map(|()| id.clone()));
     }
 
-    async fn commit(&self, container: Option<&Id>) {
+    /// Whether what changed is recorded.
+    async fn commit(&self, container: Option<&Id>) -> bool {
         let container = container.and_then(|id| self.containers.get(id)).map(|container| &container.record);
         let written = match container {
             Some(record) => self.world.rows.put(None, &[record]).await,
             None => self.world.rows.put(Some(&self.pod), &[]).await,
         };
-        if let Err(error) = written {
+        if let Err(error) = &written {
             // Recovery asks the shim again, which still has the exit.
             tracing::error!(pod = %self.pod.id, error = error.chain(), "an exit could not be recorded");
         }
+        written.is_ok()
     }
 
     /// The pod is gone: its rows, its views, its owner.
