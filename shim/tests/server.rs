@@ -1,6 +1,8 @@
 //! The built shim, driven by our own client: logs, attach, exec, exits.
 #![expect(clippy::unwrap_used, reason = "a test ends where its world is not as it must be")]
 
+#[path = "server/checkpoint.rs"]
+mod checkpoint;
 #[path = "server/world.rs"]
 mod world;
 

@@ -4,6 +4,7 @@
 //! Each call is its own process group and writes its log to a memory file that only this call reads, so errors of
 //! two calls in one bundle cannot mix.
 
+mod criu;
 mod log;
 
 use std::fs::File;
@@ -17,6 +18,8 @@ use std::time::Duration;
 use rustix::fs::MemfdFlags;
 
 use crate::server::reaper::Reaper;
+
+pub(crate) use criu::{CheckpointCall, CriuError, RestoreCall};
 
 /// Creating runs the bundle's hooks, and on a busy node cgroup setup alone takes seconds.
 const CREATE_DEADLINE: Duration = Duration::from_secs(180);

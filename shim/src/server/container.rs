@@ -21,6 +21,8 @@ pub(crate) struct Container {
     pub(crate) owner: PipeOwner,
     /// Processes outlive an init that does not end their pid namespace with it.
     pub(crate) shares_pids: bool,
+    /// The directory of the checkpoint that a start restores.
+    pub(crate) checkpoint: Option<PathBuf>,
     pub(crate) init: Process,
     pub(crate) paused: AtomicBool,
     pub(crate) cgroup: OnceLock<Cgroup>,
@@ -38,6 +40,7 @@ impl Container {
             runc,
             owner,
             shares_pids,
+            checkpoint: None,
             init,
             paused: AtomicBool::new(false),
             cgroup: OnceLock::new(),

@@ -29,8 +29,8 @@ const CONSOLE_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn create(tasks: &Arc<Tasks>, request: task::CreateTaskRequest) -> Result<u32, TaskError> {
     check_id(&request.id)?;
-    if !request.checkpoint.is_empty() {
-        return Err(TaskError::Unimplemented("restoring from a checkpoint is not supported yet".to_owned()));
+    if !request.checkpoint.is_empty() && !Path::new(&request.checkpoint).is_absolute() {
+        return Err(TaskError::Invalid(format!("checkpoint {:?} is no absolute path", request.checkpoint)));
     }
     let _reservation = tasks.reserve(&request.id)?;
     let bundle = PathBuf::from(&request.bundle);
@@ -45,6 +45,11 @@ pub(crate) async fn create(tasks: &Arc<Tasks>, request: task::CreateTaskRequest)
             return Err(error);
         }
     };
+    if container.checkpoint.is_some() {
+        tasks.insert(container);
+        tasks.events.publish("/tasks/create", &created_event(&request, 0));
+        return Ok(0);
+    }
     let child = match run_create(tasks, &container, &options).await {
         Ok(child) => child,
         Err(error) => {
@@ -203,7 +208,9 @@ fn container(
     let owner = PipeOwner { uid: options.io_uid, gid: options.io_gid };
     let init = Process::new(&request.id, stdio, owner, &tasks.io)?;
     let runc = runtime(options, &tasks.namespace, tasks.reaper.clone());
-    Ok(Container::new(&request.id, bundle, runc, owner, spec.shares_pids(), init))
+    let mut container = Container::new(&request.id, bundle, runc, owner, spec.shares_pids(), init);
+    container.checkpoint = (!request.checkpoint.is_empty()).then(|| PathBuf::from(&request.checkpoint));
+    Ok(container)
 }
 
 pub(crate) fn runtime(options: &runc::Options, namespace: &str, reaper: super::reaper::Reaper) -> Runc {

@@ -23,6 +23,8 @@ pub(crate) enum TaskError {
     #[error(transparent)]
     Runtime(#[from] RuncError),
     #[error(transparent)]
+    Criu(crate::runc::CriuError),
+    #[error(transparent)]
     Stdio(#[from] IoError),
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -42,7 +44,7 @@ impl TaskError {
             Self::Invalid(_) | Self::Stdio(IoError::Unknown(_)) => Code::InvalidArgument,
             Self::Unimplemented(_) | Self::Mount(MountError::Unsupported { .. }) => Code::Unimplemented,
             // containerd's clients know only that it did not work, and show the text.
-            Self::Failed { .. } | Self::Runtime(_) | Self::Stdio(_) | Self::Mount(_) => Code::Unknown,
+            Self::Failed { .. } | Self::Runtime(_) | Self::Criu(_) | Self::Stdio(_) | Self::Mount(_) => Code::Unknown,
         };
         Status::new(code, self)
     }

@@ -16,6 +16,7 @@ use super::tasks::{Found, Tasks};
 
 pub(crate) async fn start(tasks: &Arc<Tasks>, request: &task::StartRequest) -> Result<u32, TaskError> {
     match tasks.process(&request.id, &request.exec_id)? {
+        Found::Init(container) if container.checkpoint.is_some() => super::checkpoint::restore(tasks, &container).await,
         Found::Init(container) => start_init(tasks, &container).await,
         Found::Exec(exec) => start_exec(tasks, tasks.container(&request.id)?, exec).await,
     }

@@ -13,6 +13,7 @@ mod arguments;
 mod attach;
 mod bundle;
 mod cgroup;
+mod checkpoint;
 mod container;
 mod control;
 mod create;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! init  Added ─create─► Created ─start─► Starting ─► Running ─► Exited
+//! init of a checkpoint  Added ──start──► Starting ─► Running ─► Exited
 //! exec  Added ──────────────────start──► Starting ─► Running ─► Exited
 //! ```
 //!

@@ -48,6 +48,8 @@ async fn delete_init(tasks: &Tasks, container: Arc<Container>) -> Result<task::D
             // ESRCH says that it is gone already, which is what is wanted.
             let _ = child.signal(libc::SIGKILL);
         }
+        // From a checkpoint, and never started.
+        (Phase::Added, None) => init.exited(Exit::now(0, UNKNOWN_EXIT, false)),
         _ => return Err(still_running(init)),
     }
     let exit = init.wait().await;

@@ -68,6 +68,7 @@ async fn run_task(tasks: &Arc<Tasks>, call: &Call) -> Result<Vec<u8>, Status> {
         "Pause" => empty(super::control::pause(tasks, &call.decode::<task::PauseRequest>()?.id).await),
         "Resume" => empty(super::control::resume(tasks, &call.decode::<task::ResumeRequest>()?.id).await),
         "Update" => empty(super::control::update(tasks, &call.decode()?).await),
+        "Checkpoint" => empty(Box::pin(super::checkpoint::checkpoint(tasks, &call.decode()?)).await),
         "ResizePty" => empty(tasks.resize(&call.decode()?)),
         "CloseIO" => empty(tasks.close_io(&call.decode()?)),
         "Connect" => encode(tasks.connect(&call.decode()?)),
@@ -75,7 +76,7 @@ async fn run_task(tasks: &Arc<Tasks>, call: &Call) -> Result<Vec<u8>, Status> {
             tasks.shut_down();
             Ok(Vec::new())
         }
-        // Stats and Checkpoint are answered so as well: they are not served yet.
+        // Stats is answered so as well: it is not served yet.
         _ => Err(call.unimplemented()),
     }
 }
