@@ -94,14 +94,15 @@ impl Reader {
         }
     }
 
-    /// Counts a break and moves on to the next host if this one brought nothing since its last.
+    /// Counts a break and moves on to the next host if this one brought nothing, or little since its last.
     fn broke(&mut self, outcome: Outcome) -> Result<(), Error> {
         let host = self.body.take().map(|body| body.shown).unwrap_or_default();
         tracing::debug!(host, digest = %self.descriptor.digest, offset = self.offset, %outcome, "blob broke off");
-        if self.offset == self.mark || matches!(outcome, Outcome::Unacceptable(_)) {
+        self.breaks = if self.offset - self.mark >= PROGRESS { 1 } else { self.breaks + 1 };
+        // One break may be an accident. Who breaks off again soon is left, though it brings a little each time.
+        if self.offset == self.mark || self.breaks > 1 || matches!(outcome, Outcome::Unacceptable(_)) {
             self.host += 1;
         }
-        self.breaks = if self.offset - self.mark >= PROGRESS { 1 } else { self.breaks + 1 };
         self.mark = self.offset;
         self.tried.0.push(Attempt { host, outcome });
         if self.breaks > MAX_BREAKS {

@@ -4,13 +4,14 @@
 //!
 //! ```text
 //! server.rs: connections, and how a registry dies ──► answer.rs: what a request gets ──► body.rs: how it is sent
-//! authority.rs: certificates     hosts.rs: hosts.toml     proxy.rs: a proxy in front
+//! authority.rs: certificates     hosts.rs: hosts.toml     proxy.rs: a proxy in front     clock.rs: time
 //! ```
 #![expect(dead_code, unreachable_pub, reason = "each test binary includes the module and uses a part of it")]
 
 mod answer;
 mod authority;
 mod body;
+pub mod clock;
 mod hosts;
 pub mod proxy;
 mod server;
