@@ -241,6 +241,13 @@ pub struct PodSpec {
     pub handler: String,
 }
 
+/// What UpdatePodSandboxResources says of a pod. For status and plugins: the pod's cgroup is the kubelet's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodResources {
+    pub overhead: Option<Resources>,
+    pub resources: Option<Resources>,
+}
+
 /// What identifies a container within its pod (CRI `ContainerMetadata`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerName {
@@ -372,6 +379,8 @@ pub struct PodView {
     /// The pinned network namespace; `None` with the host's network.
     pub netns: Option<PathBuf>,
     pub image: Image,
+    /// Those of the spec, or what they were updated to.
+    pub resources: PodResources,
     /// For verbose status.
     pub cni_result: serde_json::Value,
     /// The pause container's OCI spec, for verbose status.

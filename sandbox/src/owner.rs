@@ -23,7 +23,7 @@ use crate::{
     Error,
     launcher::{Shim, TaskExit},
     machine::{ContainerPhase, ContainerVerb, Gate, PodPhase, PodVerb, Verdict, admit_pod},
-    model::Id,
+    model::{Id, PodResources},
     ops,
     pods::Shared,
     record::{ContainerRecord, PodRecord},
@@ -174,6 +174,7 @@ impl Owner {
             Request::Run(run, reply) => self.run_pod(run, reply).await,
             Request::Stop(reply) => self.end_pod(PodVerb::Stop, reply).await,
             Request::Remove(reply) => self.end_pod(PodVerb::Remove, reply).await,
+            Request::UpdateResources(update, reply) => self.update_resources(update, reply).await,
             Request::Create(create, reply) => self.create(create, reply).await,
             Request::Container(id, request) => self.container(id, request).await,
         }
@@ -225,6 +226,22 @@ impl Owner {
             Verdict::Done => answer(reply, Ok(())),
             Verdict::Deny(_) => answer(reply, Err(self.not_ready())),
         }
+    }
+
+    /// One commit, which no effect belongs to. What a running operation holds is a copy of the record, but its end writes
+    /// this one.
+    async fn update_resources(&mut self, update: Box<PodResources>, reply: Reply<()>) {
+        if self.running.as_ref().is_some_and(|running| running.verb == PodVerb::Run) {
+            // Nobody knows the id yet but from a list, and a start that fails forgets the pod.
+            return self.deferred.push(Request::UpdateResources(update, reply));
+        }
+        let before = self.pod.updated.replace(*update);
+        let written = self.world.rows.put(Some(&self.pod), &[]).await;
+        if written.is_err() {
+            self.pod.updated = before;
+        }
+        self.publish_pod();
+        answer(reply, written);
     }
 
     fn defer_pod(&mut self, verb: PodVerb, reply: Reply<()>) {

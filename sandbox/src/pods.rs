@@ -24,7 +24,9 @@ use crate::{
     changes::Changes,
     host::{CgroupMode, Host},
     launcher::Launcher,
-    model::{ContainerSpec, ContainerView, ExecOutput, Id, Image, PodSpec, PodView, Resources, StreamRequest},
+    model::{
+        ContainerSpec, ContainerView, ExecOutput, Id, Image, PodResources, PodSpec, PodView, Resources, StreamRequest,
+    },
     network::Network,
     node::{Node, ThisNode},
     owner::Owner,
@@ -119,6 +121,13 @@ impl Pods {
     pub async fn remove(&self, id: &str) -> Result<(), Error> {
         let Some((_, inbox)) = found(self.shared.pod(id))? else { return Ok(()) };
         self.shared.gone_is_ok(ask(&inbox, Request::Remove).await)
+    }
+
+    /// Records other resources of a pod than it was run with. Nothing in the kernel changes.
+    pub async fn update_pod(&self, id: &str, update: PodResources) -> Result<(), Error> {
+        let (id, inbox) = self.shared.pod(id)?;
+        let asked = ask(&inbox, |reply| Request::UpdateResources(Box::new(update), reply)).await;
+        self.shared.gone_is_missing("pod sandbox", &id, asked)
     }
 
     /// Prepares a container in a ready pod.

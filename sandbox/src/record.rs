@@ -12,7 +12,7 @@ use crate::{
     machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
     model::{
         ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, Namespaces,
-        PodNetwork, PodSpec, PodState, PodView,
+        PodNetwork, PodResources, PodSpec, PodState, PodView,
     },
     paths::log_path,
     request::{Create, Run},
@@ -41,6 +41,9 @@ pub(crate) struct PodRecord {
     pub(crate) network_owed: bool,
     pub(crate) network: PodNetwork,
     pub(crate) pid: Option<i32>,
+    /// What UpdatePodSandboxResources said last. The spec stays what the pod was run with, by which a retry is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) updated: Option<PodResources>,
     pub(crate) oci_spec: serde_json::Value,
 }
 
@@ -83,6 +86,7 @@ impl PodRecord {
             network_owed: false,
             network: PodNetwork::default(),
             pid: None,
+            updated: None,
             oci_spec: serde_json::Value::Null,
             spec: run.spec,
             image: run.image,
@@ -120,6 +124,10 @@ impl PodRecord {
             pid: self.pid.filter(|_| live),
             netns: (!self.host_network()).then_some(netns),
             image: self.image.clone(),
+            resources: self.updated.clone().unwrap_or_else(|| PodResources {
+                overhead: self.spec.overhead.clone(),
+                resources: self.spec.resources.clone(),
+            }),
             cni_result: self.network.result.clone(),
             oci_spec: self.oci_spec.clone(),
         })

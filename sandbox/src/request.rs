@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Error, Session,
-    model::{ContainerSpec, ExecOutput, Id, Image, PodSpec, Resources, StreamRequest},
+    model::{ContainerSpec, ExecOutput, Id, Image, PodResources, PodSpec, Resources, StreamRequest},
 };
 
 /// Where an answer goes. A closed one means that the caller gave up, which is no concern of the operation.
@@ -23,6 +23,7 @@ pub(crate) enum Request {
     Run(Box<Run>, Reply<Id>),
     Stop(Reply<()>),
     Remove(Reply<()>),
+    UpdateResources(Box<PodResources>, Reply<()>),
     Create(Box<Create>, Reply<Id>),
     Container(Id, ContainerRequest),
 }

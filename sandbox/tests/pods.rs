@@ -11,7 +11,7 @@ use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
 use windlass_sandbox::{
     Error, Pods,
     changes::ChangeKind,
-    model::{ContainerSpec, ContainerState, PodState, Resources, SecurityProfile},
+    model::{ContainerSpec, ContainerState, PodResources, PodSpec, PodState, Resources, SecurityProfile},
 };
 
 struct Node {
@@ -287,6 +287,28 @@ async fn a_shim_that_dies_takes_its_containers_with_it_and_the_pod_can_be_remove
     })
     .await;
     assert_eq!(pods.pod(pod.as_str()).unwrap().state, PodState::NotReady);
+    pods.remove(pod.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
+async fn updated_resources_of_a_pod_are_shown_and_kept_and_a_retry_still_knows_the_pod() {
+    let Node { machine, pods, .. } = node().await;
+    let limits = |memory_limit| Some(Resources { memory_limit, ..Resources::default() });
+    let spec = PodSpec { overhead: limits(1), resources: limits(2), ..pod_spec("web") };
+    let pod = pods.run(spec.clone(), image()).await.unwrap();
+    let shown = |pods: &Pods| pods.pods()[0].resources.clone();
+    assert_eq!(shown(&pods), PodResources { overhead: limits(1), resources: limits(2) });
+    let update = PodResources { overhead: None, resources: limits(4) };
+    pods.update_pod(pod.as_str(), update.clone()).await.unwrap();
+    assert_eq!(shown(&pods), update);
+    assert_eq!(pods.run(spec, image()).await.unwrap(), pod);
+    let unknown = pods.update_pod(&"0".repeat(64), update.clone()).await.unwrap_err();
+    assert!(matches!(unknown, Error::NotFound { .. }), "{unknown}");
+    pods.shutdown().await;
+
+    let pods = Process::new(&machine, Fault::default()).open().await;
+    assert_eq!(shown(&pods), update);
     pods.remove(pod.as_str()).await.unwrap();
     machine.assert_clean("after the remove");
 }

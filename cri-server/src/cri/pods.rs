@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use ::image_service::images::{Image, PullRequest};
 use api::cri;
-use sandbox::model::{PodView, SecurityProfile};
+use sandbox::model::{PodResources, PodView, SecurityProfile};
 use serde_json::json;
 use tonic::Status;
 
@@ -12,12 +12,12 @@ use super::{
     Cri,
     convert::{
         image::to_sandbox_image,
-        parse_name,
+        parse_name, parse_resources,
         pod::parse_pod,
         required,
         security::parse_profile,
         status::{to_container_status, to_pod_status},
-        to_nanoseconds,
+        to_nanoseconds, to_resources_json,
     },
     errors::{pull_status, sandbox_status},
 };
@@ -83,6 +83,20 @@ impl Cri {
         Ok(cri::RemovePodSandboxResponse {})
     }
 
+    /// The pod's cgroup is the kubelet's: what is told here is kept for status, as other runtimes do.
+    pub(super) async fn update_pod_resources(
+        &self,
+        request: cri::UpdatePodSandboxResourcesRequest,
+    ) -> Result<cri::UpdatePodSandboxResourcesResponse, Status> {
+        let id = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
+        let update = PodResources {
+            overhead: request.overhead.map(|told| parse_resources(told, "overhead")).transpose()?,
+            resources: request.resources.map(|told| parse_resources(told, "resources")).transpose()?,
+        };
+        self.pods.update_pod(&id, update).await.map_err(sandbox_status)?;
+        Ok(cri::UpdatePodSandboxResourcesResponse {})
+    }
+
     pub(super) fn pod_status(
         &self,
         request: cri::PodSandboxStatusRequest,
@@ -118,6 +132,8 @@ impl Cri {
             "runtimeHandler": pod.spec.handler,
             "runtimeType": handler.map(|handler| &handler.runtime_type),
             "config": pod.spec,
+            "overhead": pod.resources.overhead.as_ref().map(to_resources_json),
+            "resources": pod.resources.resources.as_ref().map(to_resources_json),
             "runtimeSpec": pod.oci_spec,
             "cniResult": pod.cni_result,
         });

@@ -119,9 +119,9 @@ impl RuntimeService for Cri {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        not_built("UpdatePodSandboxResources")
+        self.update_pod_resources(request.into_inner()).await.map(Response::new)
     }
 
     async fn checkpoint_container(

@@ -57,6 +57,7 @@ fn pod() -> PodRecord {
         boot: "boot".into(),
         network_owed: true,
         network: PodNetwork { ips: vec!["10.0.0.2".into()], result: serde_json::json!({"ips": []}) },
+        updated: None,
         pid: Some(7),
         oci_spec: serde_json::json!({"process": {}}),
     }

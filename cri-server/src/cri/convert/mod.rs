@@ -17,6 +17,7 @@ use std::{
 
 use api::cri;
 use sandbox::model::{Resources, StringMap};
+use serde_json::json;
 use tonic::Status;
 
 /// InvalidArgument about `field`.
@@ -131,9 +132,45 @@ pub(super) fn to_resources(resources: &Resources) -> cri::LinuxContainerResource
     }
 }
 
+/// `ContainerResources` in verbose status, with the names that containerd's has: what is not set is left out.
+pub(super) fn to_resources_json(resources: &Resources) -> serde_json::Value {
+    let hugepages: Vec<_> =
+        resources.hugepage_limits.iter().map(|(size, limit)| json!({"page_size": size, "limit": limit})).collect();
+    let mut linux = json!({
+        "cpu_period": resources.cpu_period,
+        "cpu_quota": resources.cpu_quota,
+        "cpu_shares": resources.cpu_shares,
+        "memory_limit_in_bytes": resources.memory_limit,
+        "memory_swap_limit_in_bytes": resources.memory_swap_limit,
+        "oom_score_adj": resources.oom_score_adj,
+        "cpuset_cpus": resources.cpuset_cpus,
+        "cpuset_mems": resources.cpuset_mems,
+        "hugepage_limits": hugepages,
+        "unified": resources.unified,
+    });
+    if let Some(fields) = linux.as_object_mut() {
+        fields.retain(|_, value| ![json!(0), json!(""), json!([]), json!({})].contains(value));
+    }
+    json!({ "linux": linux })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resources_in_verbose_status_have_what_is_set_by_its_name_in_cri() {
+        let resources = Resources {
+            cpu_quota: -1,
+            memory_limit: 5,
+            hugepage_limits: vec![("2MB".into(), 0)],
+            ..Resources::default()
+        };
+        let expected = json!({
+            "linux": {"cpu_quota": -1, "memory_limit_in_bytes": 5, "hugepage_limits": [{"page_size": "2MB", "limit": 0}]},
+        });
+        assert_eq!(to_resources_json(&resources), expected);
+    }
 
     #[test]
     fn an_identifier_is_one_short_line_without_slashes() {
