@@ -26,7 +26,7 @@ use crate::{
     model::{Id, PodResources},
     ops,
     pods::Shared,
-    record::{ContainerRecord, PodRecord},
+    record::{self, ContainerRecord, PodRecord},
     request::{Reply, Request, Run},
     world::{Operation, World},
 };
@@ -190,6 +190,13 @@ impl Owner {
         }
         match admit_pod(self.pod.phase, in_flight, PodVerb::Run) {
             Verdict::Run => {
+                let settings = self.world.handler(&self.pod.handler);
+                // A start that failed may have been of another spec.
+                let checked = settings.and_then(|settings| record::check(&run.spec, &self.pod.handler, settings));
+                if let Err(error) = checked {
+                    self.over = !self.stored;
+                    return answer(reply, Err(error));
+                }
                 self.pod.spec = run.spec;
                 self.pod.image = run.image;
                 self.begin_pod(PodVerb::Run, Waiter::Id(reply)).await;

@@ -14,12 +14,16 @@ use crate::{
         ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, Namespaces,
         PodNetwork, PodResources, PodSpec, PodState, PodView,
     },
+    oci::sysctls,
     paths::log_path,
     request::{Create, Run},
 };
 
 /// The version that this program writes.
 pub(crate) const VERSION: u32 = 1;
+
+/// The runtime type whose pods run on the host's own kernel.
+const SHARES_KERNEL: &str = "io.containerd.runc.v2";
 
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,7 +77,7 @@ impl PodRecord {
         };
         let known = config.handlers.get(&handler);
         let settings = known.ok_or_else(|| Error::Invalid(format!("no runtime for {handler:?} is configured")))?;
-        refuse_user_namespace(&run.spec, &handler, settings)?;
+        check(&run.spec, &handler, settings)?;
         Ok(PodRecord {
             version: VERSION,
             id,
@@ -131,6 +135,15 @@ impl PodRecord {
             cni_result: self.network.result.clone(),
             oci_spec: self.oci_spec.clone(),
         })
+    }
+}
+
+/// What a handler can be seen not to run, before anything is made.
+pub(crate) fn check(spec: &PodSpec, handler: &str, settings: &Handler) -> Result<(), Error> {
+    refuse_user_namespace(spec, handler, settings)?;
+    match settings.runtime_type == SHARES_KERNEL {
+        true => sysctls::check(spec),
+        false => Ok(()),
     }
 }
 

@@ -27,6 +27,7 @@ mod pod;
 pub mod resources;
 pub mod seccomp;
 mod seccomp_default;
+pub(crate) mod sysctls;
 pub mod user;
 
 #[cfg(test)]

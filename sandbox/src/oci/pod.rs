@@ -1,10 +1,10 @@
 //! The spec of a pause container.
 
-use std::collections::HashMap;
-
 use oci_spec::runtime::{Linux, Process, Root, Spec, User, get_default_maskedpaths, get_default_readonly_paths};
 
-use super::{PodInput, annotations, args, capabilities, cgroup, devices, env, mounts, namespaces, resources, seccomp};
+use super::{
+    PodInput, annotations, args, capabilities, cgroup, devices, env, mounts, namespaces, resources, seccomp, sysctls,
+};
 use crate::error::Error;
 
 /// The kernel kills the pause process last: with it the whole pod would go.
@@ -77,32 +77,11 @@ fn linux(input: &PodInput<'_>) -> Result<Linux, Error> {
         .set_namespaces(Some(namespaces::of_pod(&pod.namespaces, input.netns, input.userns)?))
         .set_uid_mappings(uids)
         .set_gid_mappings(gids)
-        .set_sysctl(Some(sysctls(input)?))
+        .set_sysctl(Some(sysctls::of_pod(input)))
         .set_cgroups_path(Some(cgroup::path(&pod.cgroup_parent, input.id, input.handler.systemd_cgroup)?))
         .set_resources(Some(limits))
         .set_masked_paths(Some(get_default_maskedpaths()))
         .set_readonly_paths(Some(get_default_readonly_paths()))
         .set_seccomp(filter);
     Ok(linux)
-}
-
-/// The pod's, and the two that let unprivileged processes use low ports and ping in a network of their own.
-fn sysctls(input: &PodInput<'_>) -> Result<HashMap<String, String>, Error> {
-    let mut found: HashMap<String, String> =
-        input.pod.sysctls.iter().map(|(name, value)| (name.replace('/', "."), value.clone())).collect();
-    if namespaces::host_network(&input.pod.namespaces) {
-        if let Some(name) = found.keys().find(|name| name.starts_with("net.")) {
-            return Err(Error::Invalid(format!("sysctl {name:?} would change the host's network")));
-        }
-        return Ok(found);
-    }
-    if !input.handler.keep_privileged_ports {
-        found.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
-    }
-    if !input.handler.keep_ping_group_range {
-        // The kernel takes only groups that the namespace has.
-        let last = input.pod.namespaces.user.as_ref().map_or(2_147_483_647, |user| user.gid.length.saturating_sub(1));
-        found.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| format!("0 {last}"));
-    }
-    Ok(found)
 }

@@ -23,7 +23,7 @@ fn image() -> Image {
     }
 }
 
-fn pod() -> PodRecord {
+pub(crate) fn pod() -> PodRecord {
     PodRecord {
         version: VERSION,
         id: id('a'),
