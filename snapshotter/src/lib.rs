@@ -43,6 +43,19 @@ pub trait Snapshotter: Send + Sync {
     /// Makes an active snapshot, a writable layer on top of `parent`, and says how to mount it.
     fn prepare(&self, ns: &Namespace, key: &str, parent: Option<&str>, labels: &Labels) -> Result<Vec<Mount>, Error>;
 
+    /// Whether a layer can be written before the layer below is there, and be put onto it later by [`Snapshotter::rebase`]:
+    /// where a snapshot's own files do not depend on its parent's.
+    fn can_rebase(&self) -> bool {
+        false
+    }
+
+    /// Puts an active snapshot that was made without a parent onto `parent`, and says how to mount it from now on. One that
+    /// stands on it already stays as it is.
+    fn rebase(&self, _ns: &Namespace, key: &str, parent: &str) -> Result<Vec<Mount>, Error> {
+        let what = format!("put snapshot {key:?} onto {parent}");
+        Err(Error::failed(what, "this snapshotter copies the parent when it makes a snapshot"))
+    }
+
     /// Makes a read-only look at `parent`.
     fn view(&self, ns: &Namespace, key: &str, parent: Option<&str>, labels: &Labels) -> Result<Vec<Mount>, Error>;
 

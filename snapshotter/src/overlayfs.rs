@@ -83,6 +83,20 @@ impl Overlayfs {
         Ok(())
     }
 
+    /// Makes the top of the tree look as if the snapshot had been made on its parent.
+    fn take_over(&self, row: &Row) -> std::io::Result<()> {
+        let Some(parent) = row.parents.first() else { return Ok(()) };
+        let (own, like) = (self.snapshots.content(row.id), fs::metadata(self.snapshots.content(*parent))?);
+        let now = fs::metadata(&own)?;
+        if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
+            std::os::unix::fs::lchown(&own, Some(like.uid()), Some(like.gid()))?;
+        }
+        if now.mode() != like.mode() {
+            fs::set_permissions(&own, fs::Permissions::from_mode(like.mode() & 0o7777))?;
+        }
+        Ok(())
+    }
+
     fn to_mounts(&self, row: &Row) -> Vec<Mount> {
         let layer = |id: i64| to_text(self.snapshots.content(id));
         let (own, parents) = (layer(row.id), &row.parents);
@@ -125,6 +139,16 @@ impl Snapshotter for Overlayfs {
 
     fn prepare(&self, ns: &Namespace, key: &str, parent: Option<&str>, labels: &Labels) -> Made {
         self.create((ns, key), parent, Kind::Active, labels)
+    }
+
+    fn can_rebase(&self) -> bool {
+        true
+    }
+
+    fn rebase(&self, ns: &Namespace, key: &str, parent: &str) -> Made {
+        let row = self.snapshots.rebase(ns, key, parent)?;
+        self.take_over(&row).map_err(|source| Error::failed(format!("put snapshot {key:?} onto {parent}"), source))?;
+        Ok(self.to_mounts(&row))
     }
 
     fn view(&self, ns: &Namespace, key: &str, parent: Option<&str>, labels: &Labels) -> Made {

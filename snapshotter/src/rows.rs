@@ -6,7 +6,7 @@
 //!
 //! A row that is `making` holds its key and keeps its parent from being removed, but is not seen by stat or list.
 //! `boot` is the boot it was written in until it is known to be on disk, then NULL. Ids name directories and are never
-//! handed out twice. A child is always inserted after its parent, so its id is the greater one.
+//! handed out twice.
 
 use std::time::{Duration, SystemTime};
 
@@ -112,6 +112,24 @@ pub(crate) fn list(conn: &Connection, snapshotter: &str, namespace: &Namespace) 
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
+/// Gives an active snapshot that has no parent one.
+pub(crate) fn rebase(conn: &Connection, key: &Key, parent: &str) -> Result<Row, Error> {
+    let row = find(conn, key)?;
+    match (row.info.kind, row.info.parent.as_deref()) {
+        (Kind::Active, None) => {
+            let parent = committed(conn, key, parent)?;
+            conn.execute("UPDATE snapshot SET parent = ?2 WHERE id = ?1", [row.id, parent])?;
+            by_id(conn, row.id)
+        }
+        (Kind::Active, Some(present)) if present == parent => Ok(row),
+        (Kind::Active, Some(present)) => {
+            let what = format!("put snapshot {:?} onto {parent}", key.key);
+            Err(Error::failed(what, format!("it stands on {present}")))
+        }
+        (kind, _) => Err(Error::WrongKind { key: key.key.clone(), kind, wanted: "put onto another" }),
+    }
+}
+
 /// Turns an active snapshot into a layer. `id` is the row that was measured: another of the same key is not committed.
 pub(crate) fn commit(conn: &Connection, row: &Row, name: &Key, labels: &Labels, usage: Usage) -> Result<(), Error> {
     if id_of(conn, name)?.is_some() {
@@ -148,7 +166,16 @@ pub(crate) fn delete_id(conn: &Connection, id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Every row of the snapshotter, in all namespaces, parents before children.
+/// Forgets these and with them how they stand on each other. Nothing else may stand on them.
+pub(crate) fn delete_all(conn: &Connection, ids: &[i64]) -> Result<(), Error> {
+    let mut statement = conn.prepare_cached("UPDATE snapshot SET parent = NULL WHERE id = ?1")?;
+    for id in ids {
+        statement.execute([id])?;
+    }
+    ids.iter().try_for_each(|id| delete_id(conn, *id))
+}
+
+/// Every row of the snapshotter, in all namespaces.
 pub(crate) fn remains(conn: &Connection, snapshotter: &str) -> Result<Vec<Remains>, Error> {
     let mut statement =
         conn.prepare("SELECT id, parent, kind, ready, boot FROM snapshot WHERE snapshotter = ?1 ORDER BY id")?;

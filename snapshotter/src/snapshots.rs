@@ -9,7 +9,7 @@
 //! remove:  row gone ─► rename to trash ─► delete             crash: sweep deletes the directory
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -117,6 +117,11 @@ impl Snapshots {
         self.store.write_blocking(move |conn| rows::commit(conn, &row, &name, &labels, usage))
     }
 
+    pub(crate) fn rebase(&self, ns: &Namespace, key: &str, parent: &str) -> Result<Row, Error> {
+        let (key, parent) = (self.key(ns, key), parent.to_owned());
+        self.store.write_blocking(move |conn| rows::rebase(conn, &key, &parent))
+    }
+
     pub(crate) fn remove(&self, ns: &Namespace, key: &str) -> Result<(), Error> {
         let key = self.key(ns, key);
         let id = self.store.write_blocking(move |conn| rows::delete(conn, &key))?;
@@ -151,24 +156,32 @@ impl Snapshots {
     pub(crate) fn sweep(&self) -> Result<Swept, Error> {
         let remains = self.store.read_blocking(|conn| rows::remains(conn, self.name))?;
         let doomed = self.doomed(&remains);
-        let kept: HashSet<i64> = remains.iter().map(|row| row.id).filter(|id| !doomed.contains(id)).collect();
         let rows = doomed.len();
-        // Children have greater ids, and go before their parents.
-        self.store.write_blocking(move |conn| doomed.into_iter().rev().try_for_each(|id| rows::delete_id(conn, id)))?;
+        let gone: HashSet<i64> = doomed.iter().copied().collect();
+        let kept = remains.iter().map(|row| row.id).filter(|id| !gone.contains(id)).collect();
+        self.store.write_blocking(move |conn| rows::delete_all(conn, &doomed))?;
         Ok(Swept { rows, directories: self.sweep_dirs(&kept)? })
     }
 
-    /// The rows that cannot stay, in ascending order: unfinished, perhaps torn, without a directory, or on top of such.
+    /// The rows that cannot stay: unfinished, perhaps torn, without a directory, or on top of such.
     fn doomed(&self, remains: &[Remains]) -> Vec<i64> {
-        let mut doomed = HashSet::new();
-        let mut order = Vec::new();
-        for row in remains {
+        let is_bad = |row: &Remains| {
             let torn = row.kind == Kind::Committed && row.boot.as_ref().is_some_and(|boot| *boot != self.boot);
-            let orphan = row.parent.is_some_and(|parent| doomed.contains(&parent));
-            if !row.ready || torn || orphan || !self.content(row.id).is_dir() {
-                doomed.insert(row.id);
-                order.push(row.id);
+            !row.ready || torn || !self.content(row.id).is_dir()
+        };
+        let mut children: HashMap<i64, Vec<i64>> = HashMap::new();
+        for row in remains {
+            if let Some(parent) = row.parent {
+                children.entry(parent).or_default().push(row.id);
             }
+        }
+        let mut order: Vec<i64> = remains.iter().filter(|row| is_bad(row)).map(|row| row.id).collect();
+        let mut doomed: HashSet<i64> = order.iter().copied().collect();
+        let mut next = 0;
+        while let Some(id) = order.get(next) {
+            let above = children.get(id).into_iter().flatten().copied();
+            order.extend(above.filter(|child| doomed.insert(*child)).collect::<Vec<_>>());
+            next += 1;
         }
         order
     }

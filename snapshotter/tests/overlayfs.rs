@@ -3,11 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use store::{Namespace, Store};
-use windlass_snapshotter::{Labels, Mount, Overlayfs, OverlayfsOptions, SCHEMA, Snapshotter};
+use windlass_snapshotter::{
+    Error, Labels, Mount, Native, Overlayfs, OverlayfsOptions, SCHEMA, Snapshotter, Swept, layer_dirs,
+};
 
 fn open(dir: &Path, options: OverlayfsOptions) -> Overlayfs {
     let store = Store::open(&dir.join("store.db"), &[SCHEMA]).unwrap();
@@ -110,4 +112,67 @@ fn a_root_that_mount_options_cannot_carry_is_refused() {
         assert!(Overlayfs::open(&root, store.clone(), OverlayfsOptions::default()).is_err(), "{name}");
         assert!(!root.exists(), "{name}");
     }
+}
+
+#[test]
+fn a_layer_made_without_its_parent_is_put_onto_it_and_is_as_if_made_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = open(dir.path(), OverlayfsOptions::default());
+    let ns = Namespace::k8s();
+    let labels = Labels::new();
+    // The upper one first: its directory has the smaller number.
+    snapshots.prepare(&ns, "upper", None, &labels).unwrap();
+    snapshots.prepare(&ns, "lower", None, &labels).unwrap();
+    let path = |id: i64| dir.path().join(format!("root/snapshots/{id}/fs"));
+    fs::set_permissions(path(2), fs::Permissions::from_mode(0o1711)).unwrap();
+    assert!(matches!(snapshots.rebase(&ns, "upper", "lower"), Err(Error::WrongKind { .. })));
+    snapshots.commit(&ns, "lower", "lower", &labels).unwrap_err();
+    snapshots.commit(&ns, "one", "lower", &labels).unwrap();
+    assert!(matches!(snapshots.rebase(&ns, "upper", "none"), Err(Error::ParentNotFound { .. })));
+    assert!(matches!(snapshots.rebase(&ns, "none", "one"), Err(Error::NotFound { .. })));
+
+    assert!(snapshots.can_rebase());
+    for _ in 0..2 {
+        let mounts = snapshots.rebase(&ns, "upper", "one").unwrap();
+        let dirs = layer_dirs(&mounts).unwrap();
+        assert_eq!((dirs.upper, dirs.parents), (path(1), vec![path(2)]));
+    }
+    assert_eq!(fs::metadata(path(1)).unwrap().mode() & 0o7777, 0o1711);
+    assert!(matches!(snapshots.remove(&ns, "one"), Err(Error::HasChildren { .. })));
+    snapshots.commit(&ns, "two", "upper", &labels).unwrap();
+    assert!(matches!(snapshots.rebase(&ns, "two", "one"), Err(Error::WrongKind { .. })));
+    assert_eq!(snapshots.stat(&ns, "two").unwrap().parent.as_deref(), Some("one"));
+
+    // Another boot: neither is known to be on disk, and the lower one has the greater number.
+    let sql = "UPDATE snapshot SET boot = 'another'";
+    let store = Store::open(&dir.path().join("store.db"), &[SCHEMA]).unwrap();
+    store.write_blocking(move |conn| Ok::<_, store::Error>(conn.execute_batch(sql)?)).unwrap();
+    assert_eq!(snapshots.sweep().unwrap().rows, 2);
+    assert!(!path(1).exists() && !path(2).exists());
+}
+
+#[test]
+fn a_sweep_takes_what_stands_on_a_lost_layer_with_it_whatever_the_order_they_were_made_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = open(dir.path(), OverlayfsOptions::default());
+    let (ns, labels) = (Namespace::k8s(), Labels::new());
+    for key in ["top", "middle", "bottom"] {
+        snapshots.prepare(&ns, key, None, &labels).unwrap();
+    }
+    snapshots.commit(&ns, "1", "bottom", &labels).unwrap();
+    for (key, name, parent) in [("middle", "2", "1"), ("top", "3", "2")] {
+        snapshots.rebase(&ns, key, parent).unwrap();
+        snapshots.commit(&ns, name, key, &labels).unwrap();
+    }
+    fs::remove_dir_all(dir.path().join("root/snapshots/3")).unwrap();
+    assert_eq!(snapshots.sweep().unwrap(), Swept { rows: 3, directories: 2 });
+}
+
+#[test]
+fn a_snapshotter_that_copies_cannot_put_a_snapshot_onto_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store.db"), &[SCHEMA]).unwrap();
+    let snapshots = Native::open(&dir.path().join("root"), store).unwrap();
+    assert!(!snapshots.can_rebase());
+    assert!(snapshots.rebase(&Namespace::k8s(), "a", "b").is_err());
 }

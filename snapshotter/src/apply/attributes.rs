@@ -20,12 +20,19 @@ const OVERLAY_NOTES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 /// No attribute is larger, and no list of them.
 const MAX_XATTR: usize = 64 << 10;
 
-/// Sets everything but the times on a file or directory that is open for reading or writing.
+/// Sets everything but the times on a file or directory that is open for reading or writing. What is so already, as it
+/// mostly is of what was just made with the right mode, is left alone: each change is a transaction of the file system.
 pub(super) fn set(fd: BorrowedFd<'_>, path: &[u8], looks: &Looks) -> Result<(), Error> {
     let failed = |what: &str, errno: Errno| Error::failed(what, path, errno);
-    rustix::fs::fchown(fd, Some(Uid::from_raw(looks.uid)), Some(Gid::from_raw(looks.gid)))
-        .map_err(|errno| failed("change the owner of", errno))?;
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(looks.mode)).map_err(|errno| failed("change the mode of", errno))?;
+    let now = rustix::fs::fstat(fd).map_err(|errno| failed("look at", errno))?;
+    let is_owned = (now.st_uid, now.st_gid) == (looks.uid, looks.gid);
+    if !is_owned {
+        rustix::fs::fchown(fd, Some(Uid::from_raw(looks.uid)), Some(Gid::from_raw(looks.gid)))
+            .map_err(|errno| failed("change the owner of", errno))?;
+    }
+    if !is_owned || now.st_mode & 0o7777 != looks.mode {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(looks.mode)).map_err(|errno| failed("change the mode of", errno))?;
+    }
     set_xattrs(path, looks, |name, value| rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))
 }
 

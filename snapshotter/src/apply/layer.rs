@@ -15,9 +15,9 @@ use super::root::{Root, child, clean, split};
 use super::whiteout::{Meaning, Own};
 use super::{Applied, Error, Limits, Target, Whiteouts, attributes, remove, whiteout};
 
-pub(super) struct Layer {
+pub(super) struct Layer<'a> {
     root: Root,
-    lower: Lower,
+    lower: Lower<'a>,
     whiteouts: Whiteouts,
     limits: Limits,
     applied: Applied,
@@ -40,11 +40,11 @@ impl Place<'_> {
     }
 }
 
-impl Layer {
-    pub(super) fn open(target: &Target, limits: &Limits) -> Result<Layer, Error> {
+impl<'a> Layer<'a> {
+    pub(super) fn open(target: &Target, lower: Lower<'a>, limits: &Limits) -> Result<Layer<'a>, Error> {
         Ok(Layer {
             root: Root::open(&target.root)?,
-            lower: Lower::open(&target.parents)?,
+            lower,
             whiteouts: target.whiteouts,
             limits: *limits,
             applied: Applied::default(),
@@ -119,7 +119,7 @@ impl Layer {
 
     fn put_directory(&mut self, place: &Place<'_>, looks: &Looks) -> Result<(), Error> {
         let failed = place.failed("make the directory");
-        let make = |dir: BorrowedFd<'_>| rustix::fs::mkdirat(dir, place.name, Mode::RWXU);
+        let make = |dir: BorrowedFd<'_>| rustix::fs::mkdirat(dir, place.name, Mode::from_raw_mode(looks.mode & 0o777));
         let mut replaced = false;
         match make(place.dir.as_fd()) {
             Ok(()) => self.count_inode()?,
@@ -138,7 +138,7 @@ impl Layer {
             self.hide_below(fd.as_fd()).map_err(&failed)?;
         }
         attributes::set(fd.as_fd(), place.path, looks)?;
-        self.remember(&rustix::fs::fstat(&fd).map_err(failed)?);
+        self.remember(place, &fd)?;
         self.directories.push((place.path.to_vec(), attributes::times(looks)));
         Ok(())
     }
@@ -151,7 +151,7 @@ impl Layer {
         sparse_size: Option<u64>,
         archive: &mut Archive<'_>,
     ) -> Result<(), Error> {
-        let fd = self.create(place, create_file)?;
+        let fd = self.create(place, create_file(looks.mode))?;
         let mut file = File::from(fd);
         let failed = |source| Error::failed("write the file", place.path, source);
         for region in regions {
@@ -237,7 +237,7 @@ impl Layer {
                 self.count_bytes(stat.st_size.unsigned_abs())?;
                 let failed = |source| Error::failed("copy the file", path, source);
                 let mut from = File::open(attributes::procfs_name(&fd)).map_err(failed)?;
-                let mut to = File::from(self.create(&place, create_file)?);
+                let mut to = File::from(self.create(&place, create_file(looks.mode))?);
                 std::io::copy(&mut from, &mut to).map_err(failed)?;
                 attributes::set(to.as_fd(), path, &looks)?;
                 rustix::fs::futimens(&to, &attributes::times(&looks)).map_err(place.failed("set the times of"))?;
@@ -338,7 +338,7 @@ impl Layer {
             other => other,
         };
         let fd = made.map_err(place.failed("make"))?;
-        self.remember(&rustix::fs::fstat(&fd).map_err(place.failed("look at"))?);
+        self.remember(place, &fd)?;
         Ok(fd)
     }
 
@@ -359,10 +359,11 @@ impl Layer {
         }
     }
 
-    fn remember(&mut self, stat: &Stat) {
+    fn remember(&mut self, place: &Place<'_>, fd: &OwnedFd) -> Result<(), Error> {
         if self.whiteouts == Whiteouts::Remove {
-            self.own.insert(stat.st_ino);
+            self.own.insert(rustix::fs::fstat(fd).map_err(place.failed("look at"))?.st_ino);
         }
+        Ok(())
     }
 
     fn count_inode(&mut self) -> Result<(), Error> {
@@ -382,7 +383,9 @@ impl Layer {
     }
 }
 
-fn create_file(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+/// Makes files with as much of the mode as making one can give: the umask and the directory may take from it, and set-id
+/// bits go when the owner is changed.
+fn create_file(mode: u32) -> impl Fn(BorrowedFd<'_>, &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
+    move |dir, name| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode & 0o777))
 }

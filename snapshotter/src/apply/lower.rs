@@ -1,5 +1,6 @@
 //! The layers below, as overlayfs would show them at one path. Only read, and no link in them is followed.
 
+use std::cell::{Cell, OnceCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -7,10 +8,12 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::root::{Root, components};
-use super::{Error, attributes};
+use super::{Below, Error, attributes};
 
-pub(super) struct Lower {
-    layers: Vec<Root>,
+pub(super) struct Lower<'a> {
+    /// Set once they are known.
+    layers: OnceCell<Vec<Root>>,
+    later: Cell<Option<Below<'a>>>,
 }
 
 /// What the layers below hold at a path: an `O_PATH` descriptor, and what stat says of it.
@@ -26,17 +29,22 @@ enum Says {
     Nothing,
 }
 
-impl Lower {
-    pub(super) fn open(parents: &[PathBuf]) -> Result<Lower, Error> {
-        Ok(Lower { layers: parents.iter().map(|path| Root::open(path)).collect::<Result<_, _>>()? })
+impl<'a> Lower<'a> {
+    pub(super) fn open(parents: &[PathBuf]) -> Result<Lower<'a>, Error> {
+        Ok(Lower { layers: OnceCell::from(open_all(parents)?), later: Cell::default() })
     }
 
+    pub(super) fn later(below: Below<'a>) -> Lower<'a> {
+        Lower { layers: OnceCell::new(), later: Cell::new(Some(below)) }
+    }
+
+    /// Whether it is known that there are none.
     pub(super) fn is_empty(&self) -> bool {
-        self.layers.is_empty()
+        self.layers.get().is_some_and(Vec::is_empty)
     }
 
     pub(super) fn find(&self, path: &[u8]) -> Result<Option<Found>, Error> {
-        for layer in &self.layers {
+        for layer in self.layers()? {
             match ask(layer, path).map_err(|errno| Error::failed("look below for", path, errno))? {
                 Says::Holds(found) => return Ok(Some(found)),
                 Says::Hidden => return Ok(None),
@@ -45,6 +53,18 @@ impl Lower {
         }
         Ok(None)
     }
+
+    fn layers(&self) -> Result<&[Root], Error> {
+        if let Some(below) = self.later.take() {
+            let layers = open_all(&below()?)?;
+            return Ok(self.layers.get_or_init(|| layers));
+        }
+        Ok(self.layers.get().map_or(&[], Vec::as_slice))
+    }
+}
+
+fn open_all(parents: &[PathBuf]) -> Result<Vec<Root>, Error> {
+    parents.iter().map(|path| Root::open(path)).collect()
 }
 
 fn ask(layer: &Root, path: &[u8]) -> Result<Says, Errno> {

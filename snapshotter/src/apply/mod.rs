@@ -85,10 +85,23 @@ pub enum Error {
     Failed { what: String, source: io::Error },
 }
 
+/// Asked for the layers below, top first, when something depends on what they hold. May block until they are there.
+pub type Below<'a> = Box<dyn FnOnce() -> Result<Vec<PathBuf>, Error> + 'a>;
+
 /// Applies the archive and reads the stream to its end, so that a digest over the stream covers all of it.
 pub fn apply(tar: &mut dyn Read, target: &Target, limits: &Limits) -> Result<Applied, Error> {
+    run(tar, target, lower::Lower::open(&target.parents)?, limits)
+}
+
+/// As [`apply`], for a layer whose parents may still be on their way: in place of the target's, those that `below` tells
+/// are read. Few layers need any: for a directory that they leave out, or a hard link to what they do not hold themselves.
+pub fn apply_ahead(tar: &mut dyn Read, target: &Target, below: Below<'_>, limits: &Limits) -> Result<Applied, Error> {
+    run(tar, target, lower::Lower::later(below), limits)
+}
+
+fn run(tar: &mut dyn Read, target: &Target, lower: lower::Lower<'_>, limits: &Limits) -> Result<Applied, Error> {
     let mut archive = archive::Archive::new(tar, limits);
-    let mut layer = layer::Layer::open(target, limits)?;
+    let mut layer = layer::Layer::open(target, lower, limits)?;
     while let Some(entry) = archive.next()? {
         layer.add(&entry, &mut archive)?;
     }

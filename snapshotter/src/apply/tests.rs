@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use super::{Applied, Error, Limits, Target, Whiteouts, apply};
+use super::{Applied, Error, Limits, Target, Whiteouts, apply, apply_ahead};
 use build::{Tar, tree};
 use jail::{assert_confined, confined, surroundings};
 
@@ -282,6 +282,40 @@ fn privileged_a_hard_link_to_a_file_below_copies_it() {
         hidden.below(&Tar::new().file("f", "secret"));
         let error = hidden.apply(&Tar::new().hardlink("b", "f")).unwrap_err();
         assert!(matches!(error, Error::Refused { ref name, .. } if name == "f"), "{error}");
+    });
+}
+
+#[test]
+fn privileged_a_layer_that_is_ahead_asks_for_those_below_only_when_it_needs_them() {
+    confined(|| {
+        let mut world = World::new(Whiteouts::Overlay);
+        world.below(&Tar::new().dir("a", 0o700).file("a/f", "content"));
+        let ahead = |tar: &Tar| {
+            let target = Target { root: world.root(), parents: Vec::new(), whiteouts: Whiteouts::Overlay };
+            let asked = std::cell::Cell::new(0);
+            let below = Box::new(|| {
+                asked.set(asked.get() + 1);
+                Ok(world.parents.clone())
+            });
+            apply_ahead(&mut tar.bytes().as_slice(), &target, below, &Limits::default()).unwrap();
+            asked.get()
+        };
+        assert_eq!(
+            ahead(&Tar::new().dir("d", 0o755).file("d/new", "1").file("d/.wh.gone", "").hardlink("e", "d/new")),
+            0
+        );
+        assert_eq!(ahead(&Tar::new().hardlink("b", "a/f").file("a/g", "").file("c/x", "")), 1);
+        assert_eq!(
+            tree(&world.root()),
+            ["a/", "a/f=content", "a/g=", "b=content", "c/", "c/x=", "d/", "d/gone", "d/new=1", "e=1"]
+        );
+        assert_eq!(fs::metadata(world.root().join("a")).unwrap().mode() & 0o7777, 0o700);
+
+        let target = Target { root: world.root(), parents: Vec::new(), whiteouts: Whiteouts::Overlay };
+        let lost = Box::new(|| Err(Error::Read { source: std::io::ErrorKind::BrokenPipe.into() }));
+        let tar = Tar::new().hardlink("again", "a/lost").bytes();
+        let error = apply_ahead(&mut tar.as_slice(), &target, lost, &Limits::default()).unwrap_err();
+        assert!(matches!(error, Error::Read { .. }), "{error}");
     });
 }
 
