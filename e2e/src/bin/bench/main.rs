@@ -6,6 +6,7 @@
 //!         load    pods a second, several side by side, and the CPU time that a pod costs
 //!         crowd   list and status calls, and memory, with many pods there
 //!         stream  ExecSync calls a second, and how fast a container's log is written
+//!         pull    images that are not there yet (only when asked for)
 //! ```
 //!
 //! Two endpoints take turns in every phase, and who goes first changes by the round, so that what else the machine does
@@ -19,11 +20,13 @@ mod error;
 mod life;
 mod load;
 mod memory;
+mod pull;
 mod report;
 mod stream;
+mod synthetic;
 mod workload;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -82,6 +85,10 @@ pub(crate) struct Arguments {
     /// The phases to run.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Phase::Verbs, Phase::Load, Phase::Crowd, Phase::Stream])]
     phases: Vec<Phase>,
+    /// Where the phase `pull` pushes the images that it makes: the address of a registry that both endpoints take for
+    /// docker.io.
+    #[arg(long, value_name = "IP:PORT")]
+    registry: Option<SocketAddr>,
     /// Where all figures go, every sample included.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -102,6 +109,7 @@ enum Phase {
     Load,
     Crowd,
     Stream,
+    Pull,
 }
 
 /// A signal that follows another one within this time is the same one.
@@ -126,7 +134,7 @@ impl Bench {
     }
 
     async fn run(&self, report: &mut Report) -> Result<(), BenchError> {
-        for phase in [Phase::Verbs, Phase::Load, Phase::Crowd, Phase::Stream] {
+        for phase in [Phase::Verbs, Phase::Load, Phase::Crowd, Phase::Stream, Phase::Pull] {
             if !self.arguments.phases.contains(&phase) {
                 continue;
             }
@@ -136,6 +144,7 @@ impl Bench {
                 Phase::Load => Box::pin(load::measure(self, report)).await?,
                 Phase::Crowd => Box::pin(crowd::measure(self, report)).await?,
                 Phase::Stream => Box::pin(stream::measure(self, report)).await?,
+                Phase::Pull => Box::pin(pull::measure(self, report)).await?,
             }
         }
         Ok(())
@@ -209,6 +218,9 @@ async fn warm_up_and_run(
 ) -> Result<(), BenchError> {
     for endpoint in endpoints {
         endpoint.pull(&workload.image).await?;
+        if arguments.phases == [Phase::Pull] {
+            continue;
+        }
         // The first pod pulls the pause image and fills every cache: it is no sample.
         Box::pin(life::whole(endpoint, workload)).await?;
     }

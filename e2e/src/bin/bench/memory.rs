@@ -27,6 +27,34 @@ pub(crate) fn of(pid: u32) -> Result<Memory, BenchError> {
     parse(&text).ok_or_else(|| BenchError::failed(path, "no Rss and Pss"))
 }
 
+/// Watches how far a process's resident memory rises.
+#[derive(Debug)]
+pub(crate) struct Peak {
+    pid: u32,
+    before: f64,
+}
+
+impl Peak {
+    /// Forgets the peak so far: the kernel sets it to what is resident now (proc_pid_clear_refs(5), value 5).
+    pub(crate) fn start(pid: u32) -> Result<Peak, BenchError> {
+        let path = format!("/proc/{pid}/clear_refs");
+        fs::write(&path, "5").map_err(|error| BenchError::failed(&path, error))?;
+        Ok(Peak { pid, before: status(pid, "VmRSS:")? })
+    }
+
+    /// How many MiB the highest was above the start.
+    pub(crate) fn growth(&self) -> Result<f64, BenchError> {
+        Ok((status(self.pid, "VmHWM:")? - self.before).max(0.0))
+    }
+}
+
+/// A size in MiB of `/proc/<pid>/status`.
+fn status(pid: u32, name: &str) -> Result<f64, BenchError> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).map_err(|error| BenchError::failed(&path, error))?;
+    field(&text, name).ok_or_else(|| BenchError::failed(path, format!("no {name}")))
+}
+
 /// The shims of an endpoint: they are told its address, so that they can say what happens.
 pub(crate) fn shims(endpoint: &Endpoint) -> Result<Vec<u32>, BenchError> {
     let address = endpoint.socket.display().to_string();
@@ -48,11 +76,12 @@ fn is_shim(line: &str, address: &str) -> bool {
 }
 
 fn parse(text: &str) -> Option<Memory> {
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kib| kib / KIB_IN_MIB)
-    };
-    Some(Memory { rss: field("Rss:")?, pss: field("Pss:")? })
+    Some(Memory { rss: field(text, "Rss:")?, pss: field(text, "Pss:")? })
+}
+
+fn field(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kib| kib / KIB_IN_MIB)
 }
 
 #[cfg(test)]
