@@ -36,6 +36,8 @@ pub(crate) fn images(config: &Config) -> images::Config {
         policy: images.policy.clone(),
         default_snapshotter: images.snapshotter.clone(),
         max_concurrent_downloads: images.max_concurrent_downloads,
+        layer_fetch_buffer: images.layer_fetch_buffer,
+        waits_for_disk: images.waits_for_disk,
         progress_timeout: images.progress_timeout,
         // The sandbox image is needed by every pod, so it is never offered for collection.
         pinned: std::iter::once(images.pause_image.clone()).chain(images.pinned.iter().cloned()).collect(),

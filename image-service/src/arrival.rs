@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A [`Follower`] reaches the end of the stream only when the blob is whole and its digest was verified. An [`Arriving`]
-//! that is dropped before has failed, so nobody waits for it for ever.
+//! that is dropped before has failed, so nobody waits for it for ever. What came from one host and was wrong may come
+//! again from another: [`Arrivals`] then tells [`Followers`] whom to follow.
 
 use std::{
     fs::File,
@@ -14,10 +15,22 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::watch;
+
+/// The end that may bring the blob more than once.
+pub(crate) struct Arrivals {
+    first: Option<Arriving>,
+    followers: watch::Sender<Follower>,
+}
+
+/// The end that begins anew when it has to.
+pub(crate) struct Followers(watch::Receiver<Follower>);
+
 /// The end that brings the blob.
 pub(crate) struct Arriving(Arc<Shared>);
 
-/// The end that reads it.
+/// The end that reads it. A clone goes on from the same place.
+#[derive(Clone)]
 pub(crate) struct Follower {
     shared: Arc<Shared>,
     at: u64,
@@ -42,7 +55,36 @@ enum Stage {
     Failed,
 }
 
-pub(crate) fn arrival() -> (Arriving, Follower) {
+pub(crate) fn arrivals() -> (Arrivals, Followers) {
+    let (arriving, follower) = arrival();
+    let (followers, receiver) = watch::channel(follower);
+    (Arrivals { first: Some(arriving), followers }, Followers(receiver))
+}
+
+impl Arrivals {
+    /// For the first time, and then for each further one.
+    pub(crate) fn next(&mut self) -> Arriving {
+        self.first.take().unwrap_or_else(|| {
+            let (arriving, follower) = arrival();
+            self.followers.send_replace(follower);
+            arriving
+        })
+    }
+}
+
+impl Followers {
+    pub(crate) fn current(&mut self) -> Follower {
+        self.0.borrow_and_update().clone()
+    }
+
+    /// The one of the next time; none if there will not be another.
+    pub(crate) async fn next(&mut self) -> Option<Follower> {
+        self.0.changed().await.ok()?;
+        Some(self.current())
+    }
+}
+
+fn arrival() -> (Arriving, Follower) {
     let state = State { file: None, written: 0, stage: Stage::Coming };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
     (Arriving(Arc::clone(&shared)), Follower { shared, at: 0 })
@@ -81,6 +123,14 @@ impl Follower {
         let coming = |state: &mut State| state.stage == Stage::Coming;
         let state = self.shared.changed.wait_while(self.shared.lock(), coming);
         state.unwrap_or_else(PoisonError::into_inner).stage == Stage::Whole
+    }
+}
+
+impl Follower {
+    /// Whether the blob is whole already, and has at most this many bytes.
+    pub(crate) fn is_whole_within(&self, size: u64) -> bool {
+        let state = self.shared.lock();
+        state.stage == Stage::Whole && state.written <= size
     }
 }
 
@@ -144,5 +194,25 @@ mod tests {
         let reader = std::thread::spawn(move || (follower.read(&mut [0; 8]).is_err(), follower.has_arrived()));
         drop(arriving);
         assert_eq!(reader.join().unwrap(), (true, false));
+    }
+
+    #[tokio::test]
+    async fn who_followed_what_was_wrong_follows_what_comes_next() {
+        let (mut arrivals, mut followers) = arrivals();
+        let mut follower = followers.current();
+        drop(arrivals.next());
+        assert!(follower.read(&mut [0; 8]).is_err());
+        let again = arrivals.next();
+        let mut follower = followers.next().await.unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        again.begin(file.try_clone().unwrap());
+        file.write_all(b"right").unwrap();
+        again.written(5);
+        again.whole();
+        let mut text = String::new();
+        follower.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "right");
+        drop(arrivals);
+        assert!(followers.next().await.is_none());
     }
 }

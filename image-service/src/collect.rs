@@ -5,18 +5,20 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::SystemTime,
 };
 
 use snapshotter::{Kind, Snapshotter};
 use store::Namespace;
+use tokio::task::JoinHandle;
 
 use crate::{
+    content::KEPT_FOR,
     digest::Digest,
     images::{Error, Images, Shared},
     store as rows,
-    unpack::LAYER_LABEL,
+    unpack::{self, EXTRACT_PREFIX, LAYER_LABEL},
 };
 
 impl Images {
@@ -26,20 +28,55 @@ impl Images {
         let (gate, spared) = shared.claims.close().await;
         let sweeping = self.shared.tasks.spawn_blocking(move || {
             let _gate = gate;
-            shared.sweep(&spared)
+            shared.sweep(&spared)?;
+            shared.content.expire_ingests(&spared)
         });
-        sweeping.await.map_err(|source| Error::failed("collect images", source))?
+        if sweeping.await.map_err(|source| Error::failed("collect images", source))?? {
+            self.expire_later();
+        }
+        Ok(())
+    }
+
+    /// What is kept of blobs must go also if nothing else happens.
+    fn expire_later(&self) {
+        if self.shared.expiring.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (shared, ending) = (Arc::clone(&self.shared), self.shared.flights.ending());
+        self.shared.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(KEPT_FOR) => {}
+                    () = ending.cancelled() => return,
+                }
+                let (gate, spared) = shared.claims.close().await;
+                let expiring = Arc::clone(&shared);
+                let sweeping = tokio::task::spawn_blocking(move || {
+                    let _gate = gate;
+                    expiring.content.expire_ingests(&spared)
+                });
+                match sweeping.await {
+                    Ok(Ok(true)) => {}
+                    Ok(Ok(false)) | Err(_) => break,
+                    Ok(Err(error)) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "unfinished downloads stay for now");
+                        break;
+                    }
+                }
+            }
+            shared.expiring.store(false, Ordering::Relaxed);
+        });
     }
 
     /// After a pull: waits for its data to reach the disk, behind the pull and not in it, and marks it so.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn settle(&self) -> JoinHandle<()> {
         let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn_blocking(move || {
             if let Err(error) = shared.make_durable() {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "pulled images are not marked as on disk; a power failure would drop them");
             }
-        });
+        })
     }
 }
 
@@ -88,8 +125,11 @@ impl Shared {
     }
 
     fn make_durable(&self) -> Result<(), Error> {
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
         let until = rows::now();
-        self.content.sync()?;
+        if self.store.read_blocking(rows::has_torn_blobs)? {
+            self.content.sync()?;
+        }
         self.store.write_blocking(move |conn| rows::mark_blobs_durable(conn, until))?;
         for snapshotter in self.snapshotters.values() {
             snapshotter.mark_durable().map_err(|source| Error::failed("mark layers as on disk", source))?;
@@ -124,6 +164,12 @@ fn sweep_layers(
     spared: &HashSet<String>,
 ) -> Result<(), Error> {
     let snapshots = snapshotter.list(ns).map_err(|source| Error::failed("list snapshots", source))?;
+    // What a pull that was cut off had extracted and not committed.
+    for key in snapshots.iter().map(|info| &info.key) {
+        if key.strip_prefix(EXTRACT_PREFIX).is_some_and(|chain_id| !spared.contains(chain_id)) {
+            unpack::discard(snapshotter, ns, key)?;
+        }
+    }
     let mut unused: Vec<String> = snapshots
         .into_iter()
         .filter(|info| info.kind == Kind::Committed && info.labels.contains_key(LAYER_LABEL))

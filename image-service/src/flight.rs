@@ -77,6 +77,11 @@ impl Flights {
         self.all.cancel();
     }
 
+    /// Cancelled with all flights, when the daemon ends.
+    pub(crate) fn ending(&self) -> CancellationToken {
+        self.all.clone()
+    }
+
     /// Joins the flight of this key, or makes a new one that the caller must start.
     fn board(&self, key: &Key) -> Boarding {
         // Guards the map only, for a look and an insert.

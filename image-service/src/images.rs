@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error as StdError,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
 
@@ -70,6 +70,10 @@ pub struct Config {
     pub default_snapshotter: String,
     /// Layers of one image fetched side by side; 0 is all.
     pub max_concurrent_downloads: usize,
+    /// With at least 512, a larger layer is fetched over several connections, in parts of this many bytes.
+    pub layer_fetch_buffer: u64,
+    /// Whether a pull answers only when what it brought is on disk.
+    pub waits_for_disk: bool,
     /// A request that moves no byte for this long fails the pull; zero never does.
     pub progress_timeout: Duration,
     /// References that are never offered for garbage collection.
@@ -121,6 +125,10 @@ pub(crate) struct Shared {
     /// Pulls and syncs that run.
     pub(crate) tasks: TaskTracker,
     pub(crate) boot: String,
+    /// Held while the file system is synced, so that those who come meanwhile are served by one more sync together.
+    pub(crate) settling: Mutex<()>,
+    /// Whether somebody waits to drop what is kept of blobs that nobody goes on with.
+    pub(crate) expiring: AtomicBool,
     /// Held while a new view is built, so that the last to publish has read last.
     publishing: Mutex<()>,
     /// Guards the pointer only: readers never wait for a view that is being built.
@@ -146,7 +154,7 @@ impl Images {
     ) -> Result<Images, Error> {
         let images = tokio::task::spawn_blocking(move || {
             let boot = ::store::boot_id()?;
-            let content = Content::open(&config.root)?;
+            let content = Content::open(&config.root, &boot)?;
             let torn = boot.clone();
             let dropped = store.write_blocking(move |conn| rows::drop_torn_blobs(conn, &torn))?;
             if dropped > 0 {
@@ -171,6 +179,8 @@ impl Images {
                 flights: Flights::default(),
                 tasks: TaskTracker::new(),
                 boot,
+                settling: Mutex::default(),
+                expiring: AtomicBool::default(),
                 publishing: Mutex::default(),
                 view: RwLock::default(),
                 usage: RwLock::new(usage),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! reference ─► hosts (hosts.toml) ─► registry (HTTP, auth) ─┐
-//!                                                           ├─► flight, pull ─► content, unpack ─► images
+//!                                                           ├─► flight, pull, layers, fetch ─► content, unpack ─► images
 //!          manifest, platform (what fits this node) ─────┘    claims, collect (what may be deleted)
 //! ```
 //!
@@ -14,9 +14,11 @@ mod claims;
 mod collect;
 mod content;
 pub mod digest;
+mod fetch;
 mod flight;
 pub mod hosts;
 pub mod images;
+mod layers;
 mod manifest;
 mod platform;
 pub mod policy;

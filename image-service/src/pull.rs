@@ -1,8 +1,8 @@
 //! What one pull does: resolve → manifest → configuration and layers → one commit.
 //!
 //! ```text
-//! resolve ─ choose the platform ─ configuration ─ fetch layers, some side by side
-//!                                                  └► unpack them in order, each while it arrives
+//! resolve ─ choose the platform ─┬ configuration
+//!                                └ layers.rs: fetch them side by side (fetch.rs), unpack each while it arrives (unpack.rs)
 //! commit: names and contents in one transaction, then the published view
 //! ```
 //!
@@ -15,33 +15,28 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use store::Namespace;
-use tokio::sync::{Semaphore, mpsc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::{
-    arrival::{Arriving, Follower, arrival},
+    arrival::arrivals,
     auth::Credentials,
     claims::Claim,
     digest::Digest,
     flight::Key,
     images::{Error, Image, Images},
-    manifest::{Document, Manifest, ManifestError, chain_ids, choose, parse_config, parse_document},
+    manifest::{Document, Manifest, ManifestError, choose, parse_config, parse_document},
     platform::Node,
     policy::{self, PolicyError},
     reference::{Reference, ReferenceError},
     registry::{self, Descriptor, Registry, Session},
     store::{self as rows, Contents, Named},
-    unpack::{self, Layer},
 };
 
 /// Indexes may point to indexes; nobody nests them deeper.
 const MAX_NESTING: usize = 4;
 /// Manifests and configurations are read into memory.
 const MAX_DOCUMENT: u64 = 8 << 20;
-/// Pieces of a blob between the network and the disk.
-const PIECES: usize = 16;
 
 /// What to fetch, for whom.
 #[derive(Clone, Debug)]
@@ -110,13 +105,15 @@ impl Pull<'_> {
         let session = &resolved.session;
         let mut blobs = vec![resolved.descriptor.digest.clone()];
         let (descriptor, manifest, manifest_size) = self.manifest(session, &resolved.descriptor, &mut blobs).await?;
-        self.fetch(session, &manifest.config, arrival().0).await?;
-        let bytes = self.document(&manifest.config).await?;
         let (is_chosen, node) = (descriptor.digest != resolved.descriptor.digest, Node::host());
         let node = (is_chosen && descriptor.platform.is_none()).then_some(&node);
-        let diff_ids = parse_config(&manifest, &bytes, node).map_err(|error| self.invalid(error))?;
-        let chain = chain_ids(&diff_ids);
-        self.layers(session, &manifest, &diff_ids, &chain).await?;
+        // The configuration says what the layers unpack to, and is fetched beside them.
+        let diff_ids = async {
+            self.fetch(session, &manifest.config, arrivals().0).await?;
+            let bytes = self.document(&manifest.config).await?;
+            parse_config(&manifest, &bytes, node).map_err(|error| self.invalid(error))
+        };
+        let chain = self.layers(session, &manifest.layers, diff_ids).await?;
         blobs.push(manifest.config.digest.clone());
         blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
         let layer_bytes: u64 = manifest.layers.iter().map(|layer| layer.size).sum();
@@ -184,176 +181,6 @@ impl Pull<'_> {
         self.joined(self.work.spawn_blocking(move || shared.content.read(&digest)).await)
     }
 
-    /// Fetches and unpacks all layers: fetched side by side, and unpacked bottom first, each while it arrives.
-    async fn layers(
-        &self,
-        session: &Session,
-        manifest: &Manifest,
-        diff_ids: &[Digest],
-        chain: &[String],
-    ) -> Result<(), PullError> {
-        for chain_id in chain {
-            self.claim(chain_id).await;
-        }
-        let (arrivings, followers): (Vec<_>, Vec<_>) = manifest.layers.iter().map(|_| arrival()).unzip();
-        let stop = CancellationToken::new();
-        let fetching = async {
-            tokio::select! {
-                fetched = self.fetch_layers(session, &manifest.layers, arrivings) => fetched,
-                () = stop.cancelled() => Ok(()),
-            }
-        };
-        let unpacking = async {
-            // Dropped on an error, it stops what is fetched in vain.
-            let stop = stop.clone().drop_guard();
-            for (position, (layer, follower)) in manifest.layers.iter().zip(followers).enumerate() {
-                let parent = position.checked_sub(1).map(|below| chain[below].clone());
-                self.unpack(follower, &layer.digest, &diff_ids[position], &chain[position], parent).await?;
-            }
-            // All are unpacked; those that were already may still be on their way.
-            stop.disarm();
-            Ok(())
-        };
-        // An unpack fails of a fetch that failed, which says more and so goes first.
-        let (fetched, unpacked) = tokio::join!(fetching, unpacking);
-        fetched.and(unpacked)
-    }
-
-    /// Ends with the first failure, which drops the other fetches, and so ends whoever follows them.
-    async fn fetch_layers(
-        &self,
-        session: &Session,
-        layers: &[Descriptor],
-        arrivings: Vec<Arriving>,
-    ) -> Result<(), PullError> {
-        let permits = match self.images.shared.config.max_concurrent_downloads {
-            0 => layers.len().max(1),
-            count => count,
-        };
-        let permits = &Semaphore::new(permits);
-        let mut fetches: FuturesUnordered<_> = layers
-            .iter()
-            .zip(arrivings)
-            .map(async |(layer, arriving)| {
-                // Never closed, so a permit is always to be had.
-                let _permit = permits.acquire().await;
-                self.fetch(session, layer, arriving).await
-            })
-            .collect();
-        while let Some(fetched) = fetches.next().await {
-            fetched?;
-        }
-        Ok(())
-    }
-
-    /// Gets a blob into the content store, unless it is there, and lets others follow it meanwhile.
-    async fn fetch(&self, session: &Session, descriptor: &Descriptor, arriving: Arriving) -> Result<(), PullError> {
-        let shared = &self.images.shared;
-        let digest = &descriptor.digest;
-        self.claim(&digest.to_string()).await;
-        let _turn = shared.claims.turn(&digest.to_string()).await;
-        if self.has(digest).await? {
-            let (shared, descriptor) = (Arc::clone(shared), descriptor.clone());
-            let opened = self.work.spawn_blocking(move || {
-                arriving.begin(shared.content.open_blob(&descriptor.digest)?);
-                arriving.written(descriptor.size);
-                arriving.whole();
-                Ok(())
-            });
-            return self.joined(opened.await);
-        }
-        let (pieces, mut incoming) = mpsc::channel::<Bytes>(PIECES);
-        let writing = {
-            let (shared, descriptor, namespace) = (Arc::clone(shared), descriptor.clone(), self.key.namespace.clone());
-            self.work.spawn_blocking(move || {
-                let mut writer = shared.content.writer(&descriptor.digest, descriptor.size)?;
-                arriving.begin(writer.file()?);
-                let mut written = 0;
-                while let Some(piece) = incoming.blocking_recv() {
-                    writer.write(&piece)?;
-                    written += piece.len() as u64;
-                    arriving.written(written);
-                }
-                writer.commit()?;
-                let boot = shared.boot.clone();
-                shared.store.write_blocking(move |conn| {
-                    rows::put_blob(conn, &namespace, &descriptor.digest, descriptor.size, &boot)
-                })?;
-                arriving.whole();
-                Ok(())
-            })
-        };
-        let copied = self.copy(session, descriptor, &pieces).await;
-        drop(pieces);
-        // A network error says more than the short blob that it leaves behind.
-        let written = self.joined(writing.await);
-        copied.and(written)
-    }
-
-    async fn copy(
-        &self,
-        session: &Session,
-        descriptor: &Descriptor,
-        pieces: &mpsc::Sender<Bytes>,
-    ) -> Result<(), PullError> {
-        let after = self.images.shared.config.progress_timeout;
-        let mut at = 0;
-        let stalled = |at| PullError::Stalled {
-            reference: self.reference.to_string(),
-            digest: descriptor.digest.clone(),
-            at,
-            size: descriptor.size,
-            after,
-        };
-        let mut body = within(after, session.blob(descriptor, 0))
-            .await
-            .ok_or_else(|| stalled(0))?
-            .map_err(|error| self.registry(error))?;
-        while let Some(piece) = within(after, body.next()).await.ok_or_else(|| stalled(at))? {
-            let piece = piece.map_err(|error| self.registry(error))?;
-            at += piece.len() as u64;
-            if pieces.send(piece).await.is_err() {
-                // The writer has failed, and says why.
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    async fn unpack(
-        &self,
-        blob: Follower,
-        digest: &Digest,
-        diff_id: &Digest,
-        chain_id: &str,
-        parent: Option<String>,
-    ) -> Result<(), PullError> {
-        let shared = Arc::clone(&self.images.shared);
-        let turn = shared.claims.turn(chain_id).await;
-        let snapshotter =
-            Arc::clone(shared.snapshotter(self.key.snapshotter.as_deref()).map_err(|error| self.failed(error))?);
-        let (digest, diff_id, chain_id) = (digest.clone(), diff_id.clone(), chain_id.to_owned());
-        let (namespace, cancelled) = (self.key.namespace.clone(), Arc::clone(&self.cancelled));
-        let unpacked = self.work.spawn_blocking(move || {
-            // The turn ends with the work, also when the flight is cancelled before.
-            let _turn = turn;
-            if unpack::is_unpacked(snapshotter.as_ref(), &namespace, &chain_id)? {
-                return Ok(());
-            }
-            let layer = Layer {
-                namespace: &namespace,
-                blob,
-                digest: &digest,
-                diff_id: &diff_id,
-                chain_id: &chain_id,
-                parent: parent.as_deref(),
-                cancelled: &cancelled,
-            };
-            unpack::unpack(snapshotter.as_ref(), layer)
-        });
-        self.joined(unpacked.await)
-    }
-
     /// Names the image, in one transaction, and publishes it.
     pub(crate) async fn commit(&self, target: Descriptor, contents: Contents) -> Result<Arc<Image>, PullError> {
         let shared = &self.images.shared;
@@ -374,31 +201,35 @@ impl Pull<'_> {
         });
         written.await.map_err(|error| self.failed(error))?;
         self.images.refresh().await.map_err(|error| self.failed(error))?;
-        self.images.settle();
+        let settling = self.images.settle();
+        if shared.config.waits_for_disk {
+            // Its own end is told in the log; a pull that cannot wait is as good as one that does not.
+            let _ = settling.await;
+        }
         self.images
             .resolve(&self.key.namespace, &id.to_string())
             .ok_or_else(|| self.failed(Error::Corrupt(format!("image {id} was removed while it was pulled"))))
     }
 
-    async fn claim(&self, name: &str) {
+    pub(crate) async fn claim(&self, name: &str) {
         let claim = self.images.shared.claims.claim(name).await;
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).push(claim);
     }
 
     /// Whether this namespace has the blob. A file without a row is another namespace's, or torn: it is fetched again.
-    async fn has(&self, digest: &Digest) -> Result<bool, PullError> {
+    pub(crate) async fn has(&self, digest: &Digest) -> Result<bool, PullError> {
         let (namespace, wanted) = (self.key.namespace.clone(), digest.clone());
         let row = self.images.shared.store.read(move |conn| rows::has_blob(conn, &namespace, &wanted));
         Ok(row.await.map_err(|error| self.failed(error))? && self.images.shared.content.has(digest))
     }
 
-    fn joined<T>(&self, joined: Result<Result<T, Error>, tokio::task::JoinError>) -> Result<T, PullError> {
+    pub(crate) fn joined<T>(&self, joined: Result<Result<T, Error>, tokio::task::JoinError>) -> Result<T, PullError> {
         joined
             .unwrap_or_else(|source| Err(Error::failed("work on an image", source)))
             .map_err(|error| self.failed(error))
     }
 
-    fn failed(&self, source: Error) -> PullError {
+    pub(crate) fn failed(&self, source: Error) -> PullError {
         PullError::Failed { reference: self.reference.to_string(), source: Arc::new(source) }
     }
 
@@ -406,16 +237,11 @@ impl Pull<'_> {
         PullError::Manifest { reference: self.reference.to_string(), source: Arc::new(source) }
     }
 
-    fn registry(&self, error: registry::Error) -> PullError {
+    pub(crate) fn registry(&self, error: registry::Error) -> PullError {
         match error {
             registry::Error::NotFound { .. } => PullError::NotFound(Arc::new(error)),
             registry::Error::Unavailable { .. } => PullError::Unavailable(Arc::new(error)),
             other => PullError::Registry(Arc::new(other)),
         }
     }
-}
-
-/// The future's output, or `None` when it took longer than `limit`; zero is no limit.
-async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    if limit.is_zero() { Some(future.await) } else { tokio::time::timeout(limit, future).await.ok() }
 }

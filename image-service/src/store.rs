@@ -119,6 +119,11 @@ pub(crate) fn drop_torn_blobs(conn: &Connection, boot: &str) -> Result<usize, Er
     Ok(conn.execute("DELETE FROM blobs WHERE boot IS NOT NULL AND boot <> ?1", params![boot])?)
 }
 
+/// Whether there are blobs that are not known to be on disk.
+pub(crate) fn has_torn_blobs(conn: &Connection) -> Result<bool, Error> {
+    Ok(conn.query_row("SELECT EXISTS (SELECT 1 FROM blobs WHERE boot IS NOT NULL)", [], |row| row.get(0))?)
+}
+
 /// Everything that was committed before a sync of the file system is on disk after it.
 pub(crate) fn mark_blobs_durable(conn: &Connection, until: i64) -> Result<(), Error> {
     conn.execute("UPDATE blobs SET boot = NULL WHERE boot IS NOT NULL AND created <= ?1", params![until])?;

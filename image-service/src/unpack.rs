@@ -1,17 +1,25 @@
-//! A layer from its blob to a committed snapshot, in one pass: inflate ∥ hash ∥ apply.
+//! A layer from its blob to a committed snapshot, in one pass: inflate ∥ hash and apply.
+//!
+//! ```text
+//! blob ─► inflate, on a thread of its own ─► a few pieces ─► hash, apply ─► snapshot     diff id right? ─► commit
+//! ```
 //!
 //! The snapshot is committed under the chain id only when the uncompressed bytes have the diff id that the configuration
 //! promises. Whatever fails before leaves no snapshot. Blocks.
 
 use std::{
-    io::{self, BufReader, Read},
-    sync::atomic::{AtomicBool, Ordering},
+    io::{self, BufRead, BufReader, Read},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
 };
 
 use flate2::read::MultiGzDecoder;
 use snapshotter::{
     Kind, Labels, Snapshotter,
-    apply::{Limits, Target, apply},
+    apply::{Below, Limits, Target, Whiteouts, apply, apply_ahead},
     layer_dirs,
 };
 use store::Namespace;
@@ -26,6 +34,14 @@ use crate::{
 pub(crate) const LAYER_LABEL: &str = "containerd.io/snapshot.ref";
 /// How the snapshots of layers being unpacked are called, before the chain id.
 pub(crate) const EXTRACT_PREFIX: &str = "extract ";
+
+/// Read from a blob at once.
+const COMPRESSED: usize = 128 << 10;
+/// A piece on its way from inflating to applying, and how many there are.
+const PIECE: usize = 256 << 10;
+const PIECES: usize = 4;
+/// A blob up to this size is done by one thread before another one has started.
+const SMALL: u64 = 128 << 10;
 
 /// One layer and where it goes.
 pub(crate) struct Layer<'a> {
@@ -49,56 +65,205 @@ pub(crate) fn is_unpacked(snapshotter: &dyn Snapshotter, ns: &Namespace, chain_i
     }
 }
 
-/// Makes the snapshot `chain_id`.
-pub(crate) fn unpack(snapshotter: &dyn Snapshotter, mut layer: Layer<'_>) -> Result<(), Error> {
-    let (ns, chain_id) = (layer.namespace, layer.chain_id);
-    let key = format!("{EXTRACT_PREFIX}{chain_id}");
-    let labels = Labels::from([(LAYER_LABEL.to_owned(), chain_id.to_owned())]);
-    // Left by a pull whose clean-up failed; a layer half applied is of no use.
-    discard(snapshotter, ns, &key)?;
-    let applied = fill(snapshotter, &mut layer, &key, &labels).and_then(|()| {
-        snapshotter
-            .commit(ns, chain_id, &key, &labels)
-            .map_err(|source| Error::failed(format!("commit layer {chain_id}"), source))
-    });
-    if applied.is_err()
-        && let Err(error) = discard(snapshotter, ns, &key)
-    {
-        tracing::warn!(%key, %error, "a half unpacked layer stays until the next start");
-    }
-    applied
+/// Why a layer was not extracted.
+#[derive(Debug)]
+pub(crate) enum UnpackError {
+    /// Whoever fetches the blob knows why.
+    DidNotArrive,
+    Failed(Error),
 }
 
-fn fill(snapshotter: &dyn Snapshotter, layer: &mut Layer<'_>, key: &str, labels: &Labels) -> Result<(), Error> {
-    let mounts = snapshotter
-        .prepare(layer.namespace, key, layer.parent, labels)
-        .map_err(|source| Error::failed(format!("prepare a snapshot for layer {}", layer.digest), source))?;
+impl From<Error> for UnpackError {
+    fn from(error: Error) -> UnpackError {
+        UnpackError::Failed(error)
+    }
+}
+
+/// What the snapshot of a layer is called until it is committed.
+pub(crate) fn key(chain_id: &str) -> String {
+    format!("{EXTRACT_PREFIX}{chain_id}")
+}
+
+/// Makes the snapshot `chain_id`.
+#[expect(dead_code, reason = "for archives of images, whose layers come one after the other")]
+pub(crate) fn unpack(snapshotter: &dyn Snapshotter, layer: Layer<'_>) -> Result<(), Error> {
+    let (ns, digest, chain_id) = (layer.namespace, layer.digest, layer.chain_id);
+    extract(snapshotter, layer, None).map_err(|error| match error {
+        UnpackError::DidNotArrive => Error::Corrupt(format!("layer {digest} did not arrive")),
+        UnpackError::Failed(error) => error,
+    })?;
+    commit(snapshotter, ns, chain_id, None)
+}
+
+/// Writes what will be the snapshot. With `ahead`, the parent is not there yet, and is asked for if need be.
+pub(crate) fn extract(
+    snapshotter: &dyn Snapshotter,
+    mut layer: Layer<'_>,
+    ahead: Option<Below<'_>>,
+) -> Result<(), UnpackError> {
+    let (ns, key) = (layer.namespace, key(layer.chain_id));
+    let filled = fill(snapshotter, &mut layer, &key, ahead);
+    if filled.is_err() {
+        give_up(snapshotter, ns, &key);
+    }
+    filled
+}
+
+/// Turns what was extracted into the snapshot `chain_id`, on top of `onto` if it was made ahead of that.
+pub(crate) fn commit(
+    snapshotter: &dyn Snapshotter,
+    ns: &Namespace,
+    chain_id: &str,
+    onto: Option<&str>,
+) -> Result<(), Error> {
+    let key = key(chain_id);
+    let rebased = onto.map_or(Ok(()), |parent| snapshotter.rebase(ns, &key, parent).map(drop));
+    let committed = rebased.and_then(|()| snapshotter.commit(ns, chain_id, &key, &labels(chain_id)));
+    if committed.is_err() {
+        give_up(snapshotter, ns, &key);
+    }
+    committed.map_err(|source| Error::failed(format!("commit layer {chain_id}"), source))
+}
+
+fn labels(chain_id: &str) -> Labels {
+    Labels::from([(LAYER_LABEL.to_owned(), chain_id.to_owned())])
+}
+
+fn give_up(snapshotter: &dyn Snapshotter, ns: &Namespace, key: &str) {
+    if let Err(error) = discard(snapshotter, ns, key) {
+        tracing::warn!(%key, %error, "a half unpacked layer stays for a while");
+    }
+}
+
+fn fill(
+    snapshotter: &dyn Snapshotter,
+    layer: &mut Layer<'_>,
+    key: &str,
+    ahead: Option<Below<'_>>,
+) -> Result<(), UnpackError> {
+    let parent = layer.parent.filter(|_| ahead.is_none());
+    let prepare = || snapshotter.prepare(layer.namespace, key, parent, &labels(layer.chain_id));
+    let prepared = match prepare() {
+        // Left by a pull that was cut off; a layer half applied is of no use.
+        Err(snapshotter::Error::AlreadyExists { .. }) => {
+            discard(snapshotter, layer.namespace, key)?;
+            prepare()
+        }
+        other => other,
+    };
+    let mounts =
+        prepared.map_err(|source| Error::failed(format!("prepare a snapshot for layer {}", layer.digest), source))?;
     let dirs = layer_dirs(&mounts).ok_or_else(|| {
         Error::Corrupt(format!("the snapshotter gave no directory to unpack layer {} into: {mounts:?}", layer.digest))
     })?;
-    let read = apply_all(layer, &Target::from(dirs));
+    let mut target = Target::from(dirs);
+    if ahead.is_some() {
+        target.whiteouts = Whiteouts::Overlay;
+    }
+    let read = apply_all(layer, &target, ahead);
     // A blob that did not arrive, or is not what was asked for, says more than the archive that it broke.
     if !layer.blob.has_arrived() {
-        return Err(Error::Corrupt(format!("layer {} did not arrive", layer.digest)));
+        return Err(UnpackError::DidNotArrive);
     }
     let found = read?;
     if found != *layer.diff_id {
         let what = format!("layer {} unpacks to {found}, the image says {}", layer.digest, layer.diff_id);
-        return Err(Error::Corrupt(what));
+        return Err(Error::Corrupt(what).into());
     }
     Ok(())
 }
 
 /// Applies the archive in the blob and answers with the digest of all of it, what follows the archive's end included.
-fn apply_all(layer: &mut Layer<'_>, target: &Target) -> Result<Digest, Error> {
-    let cancelled = layer.cancelled;
-    let inner = inflate(BufReader::with_capacity(128 * 1024, &mut layer.blob))
-        .map_err(|source| Error::failed(format!("read layer {}", layer.digest), source))?;
+fn apply_all(layer: &mut Layer<'_>, target: &Target, ahead: Option<Below<'_>>) -> Result<Digest, Error> {
+    let (cancelled, digest) = (layer.cancelled, layer.digest);
+    let unread = |source| Error::failed(format!("read layer {digest}"), source);
     let digester = Digester::new(layer.diff_id.algorithm());
-    let mut tar = Hashing { inner: Cancellable { inner, cancelled }, digester };
-    apply(&mut tar, target, &Limits::default())
-        .map_err(|source| Error::failed(format!("unpack layer {}", layer.digest), source))?;
-    Ok(tar.digester.finish())
+    let finish = |tar: &mut dyn Read| {
+        let limits = Limits::default();
+        let applied = match ahead {
+            Some(below) => apply_ahead(tar, target, below, &limits),
+            None => apply(tar, target, &limits),
+        };
+        applied.map(drop).map_err(|source| Error::failed(format!("unpack layer {digest}"), source))
+    };
+    let mut blob = BufReader::with_capacity(COMPRESSED, &mut layer.blob);
+    blob.fill_buf().map_err(unread)?;
+    if blob.get_ref().is_whole_within(SMALL) {
+        let mut tar = Hashing { inner: Cancellable { inner: inflate(blob).map_err(unread)?, cancelled }, digester };
+        finish(&mut tar)?;
+        return Ok(tar.digester.finish());
+    }
+    thread::scope(|scope| {
+        let (send, incoming) = sync_channel(PIECES);
+        // Empty ones come back this way; there are never more than were made.
+        let (back, empty) = sync_channel(PIECES + 2);
+        let inflating = thread::Builder::new().name("inflate".into());
+        inflating
+            .spawn_scoped(scope, move || inflate_all(Cancellable { inner: blob, cancelled }, &send, &empty))
+            .map_err(unread)?;
+        let pieces = Pieces { incoming, back, piece: Vec::new(), at: 0 };
+        let mut tar = Hashing { inner: pieces, digester };
+        finish(&mut tar)?;
+        Ok(tar.digester.finish())
+    })
+}
+
+/// Sends the plain archive in pieces, and the error that ends it. Ends as well when nobody takes them.
+fn inflate_all(blob: impl BufRead, send: &SyncSender<io::Result<Vec<u8>>>, empty: &Receiver<Vec<u8>>) {
+    let mut plain = match inflate(blob) {
+        Ok(plain) => plain,
+        Err(error) => return drop(send.send(Err(error))),
+    };
+    loop {
+        let mut piece = empty.try_recv().unwrap_or_default();
+        piece.resize(PIECE, 0);
+        let mut filled = 0;
+        let end = loop {
+            match plain.read(&mut piece[filled..]) {
+                Ok(0) => break Some(Ok(())),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Some(Err(error)),
+            }
+            if filled == PIECE {
+                break None;
+            }
+        };
+        piece.truncate(filled);
+        if send.send(Ok(piece)).is_err() {
+            return;
+        }
+        match end {
+            None => {}
+            Some(Ok(())) => return,
+            Some(Err(error)) => return drop(send.send(Err(error))),
+        }
+    }
+}
+
+/// The plain archive from the thread that inflates it.
+struct Pieces {
+    incoming: Receiver<io::Result<Vec<u8>>>,
+    back: SyncSender<Vec<u8>>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.piece.len() {
+            // The thread ends, and with it the channel, behind the last piece.
+            let Ok(next) = self.incoming.recv() else { return Ok(0) };
+            let used = std::mem::replace(&mut self.piece, next?);
+            self.at = 0;
+            // The thread may have ended.
+            let _ = self.back.try_send(used);
+        }
+        let count = buffer.len().min(self.piece.len() - self.at);
+        buffer[..count].copy_from_slice(&self.piece[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
 }
 
 /// Removes an active snapshot; one that is not there is removed.
@@ -110,8 +275,7 @@ pub(crate) fn discard(snapshotter: &dyn Snapshotter, ns: &Namespace, key: &str) 
 }
 
 /// The plain archive, whatever the media type claims: the first bytes decide, as for containerd.
-fn inflate<'a>(mut blob: BufReader<impl Read + 'a>) -> io::Result<Box<dyn Read + 'a>> {
-    use std::io::BufRead;
+fn inflate<'a>(mut blob: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     const GZIP: &[u8] = &[0x1f, 0x8b];
     const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
     // A zstd:chunked or seekable file may start with a skippable frame, 0x184D2A50 to 0x184D2A5F in little endian.
@@ -153,10 +317,24 @@ impl<R: Read> Read for Cancellable<'_, R> {
     }
 }
 
+impl<R: BufRead> BufRead for Cancellable<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the pull was cancelled"));
+        }
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.inner.consume(count);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::Write;
+
+    use super::*;
 
     fn plain(bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "pull/node.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 mod support;
 

@@ -106,6 +106,10 @@ pub(crate) struct Images {
     /// The image verifiers.
     pub(crate) policy: PolicyConfig,
     pub(crate) max_concurrent_downloads: usize,
+    /// With at least 512, a larger layer is fetched over several connections, in parts of this many bytes.
+    pub(crate) layer_fetch_buffer: u64,
+    /// Answer a pull only when all of it is on disk.
+    pub(crate) waits_for_disk: bool,
     /// A pull that moves no byte for this long is given up; zero never does.
     pub(crate) progress_timeout: Duration,
 }
@@ -230,6 +234,8 @@ impl Default for Images {
             foreign_layers: false,
             policy: PolicyConfig::default(),
             max_concurrent_downloads: 3,
+            layer_fetch_buffer: 0,
+            waits_for_disk: false,
             progress_timeout: Duration::from_secs(5 * 60),
         }
     }

@@ -199,7 +199,8 @@ fn shared_image_keys(section: &mut Section, config: &mut Config, warnings: &mut 
     section.number("max_concurrent_downloads", &mut images.max_concurrent_downloads)?;
     section.duration("image_pull_progress_timeout", &mut images.progress_timeout)?;
     registry::registry(section.section("registry")?, images, warnings)?;
-    section.pending(&["concurrent_layer_fetch_buffer", "image_pull_with_sync_fs"], warnings);
+    section.number("concurrent_layer_fetch_buffer", &mut images.layer_fetch_buffer)?;
+    section.boolean("image_pull_with_sync_fs", &mut images.waits_for_disk)?;
     section.accept(&["image_decryption", "stats_collect_period"]);
     Ok(())
 }

@@ -43,6 +43,8 @@ pub(crate) struct Endpoint {
     down: AtomicBool,
     /// Whether it has served this pull.
     known: AtomicBool,
+    /// Set once it sent content that is not what was asked for.
+    distrusted: AtomicBool,
 }
 
 /// What to ask a host for.
@@ -52,8 +54,16 @@ pub(crate) struct Request {
     /// Path below the repository, for example `manifests/latest`.
     pub(crate) path: String,
     pub(crate) accept: HeaderValue,
-    /// First byte wanted, if not the very first.
-    pub(crate) offset: u64,
+    /// The bytes wanted, if not all.
+    pub(crate) range: Option<Range>,
+}
+
+/// A part of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) first: u64,
+    /// None is the end.
+    pub(crate) last: Option<u64>,
 }
 
 /// A response, and whether it came from the host's own origin.
@@ -100,6 +110,7 @@ impl Endpoint {
             scheme: AtomicU8::new(scheme),
             down: AtomicBool::new(false),
             known: AtomicBool::new(false),
+            distrusted: AtomicBool::new(false),
         }
     }
 
@@ -110,6 +121,15 @@ impl Endpoint {
     /// Whether the host could not be reached earlier in this pull.
     pub(crate) fn is_down(&self) -> bool {
         self.down.load(Ordering::Relaxed)
+    }
+
+    /// Whether the host may be asked for content: it sent no wrong content earlier in this pull.
+    pub(crate) fn is_trusted(&self) -> bool {
+        !self.distrusted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn distrust(&self) {
+        self.distrusted.store(true, Ordering::Relaxed);
     }
 
     /// Sends a request until it is answered with a success or there is no point in trying again.
@@ -207,8 +227,8 @@ impl Endpoint {
             headers.insert(ACCEPT, request.accept.clone());
             // Digests are of the content as stored, so nothing on the way may be packed once more.
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-            if request.offset > 0 {
-                headers.insert(RANGE, range(request.offset));
+            if let Some(range) = request.range {
+                headers.insert(RANGE, range.to_header());
             }
             if let (true, Some(header)) = (same_origin, header) {
                 headers.insert(AUTHORIZATION, header.clone());
@@ -281,8 +301,11 @@ impl Endpoint {
     }
 }
 
-fn range(offset: u64) -> HeaderValue {
-    HeaderValue::from_str(&format!("bytes={offset}-")).expect("digits are valid in a header")
+impl Range {
+    fn to_header(self) -> HeaderValue {
+        let last = self.last.map(|last| last.to_string()).unwrap_or_default();
+        HeaderValue::from_str(&format!("bytes={}-{last}", self.first)).expect("digits are valid in a header")
+    }
 }
 
 /// Where a response sends us, if it is a redirect.

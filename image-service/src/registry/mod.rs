@@ -29,7 +29,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub use crate::auth::Credentials;
-pub use blob::BlobStream;
+pub use blob::{BlobStream, Parts, Watch};
 pub use clients::Clients;
 pub use descriptor::{Descriptor, Platform, media_type};
 pub use error::{Attempt, Error, Outcome, Tried};

@@ -73,7 +73,7 @@ async fn ask_all(reference: &Reference, candidates: &[&Endpoint], path: &str) ->
 
 async fn ask(reference: &Reference, endpoint: &Endpoint, path: &str, is_last: bool) -> Result<Found, Outcome> {
     let accept = HeaderValue::from_static(ACCEPT_MANIFESTS);
-    let request = Request { method: Method::HEAD, path: path.to_owned(), accept, offset: 0 };
+    let request = Request { method: Method::HEAD, path: path.to_owned(), accept, range: None };
     match endpoint.send(&request, is_last).await {
         Ok(response) => {
             if let Some(descriptor) = from_headers(reference, response.headers())? {

@@ -4,12 +4,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
 use reqwest::{Response, Url};
 
-use super::blob::{self, BlobStream};
+use super::blob::{self, BlobStream, Parts, Source, Watch};
 use super::clients::Clients;
 use super::descriptor::Descriptor;
 use super::endpoint::{Endpoint, Request};
@@ -34,6 +35,8 @@ struct Inner {
     known: Option<(Digest, Bytes)>,
     /// Whether foreign layers may be fetched from where they say.
     foreign: bool,
+    /// Set once what a foreign layer's address sent was not the layer.
+    distrusts_foreign: AtomicBool,
 }
 
 impl fmt::Debug for Session {
@@ -51,7 +54,8 @@ impl Session {
         known: Option<(Digest, Bytes)>,
         foreign: bool,
     ) -> Session {
-        Session { inner: Arc::new(Inner { reference, endpoints, clients, known, foreign }) }
+        let distrusts_foreign = AtomicBool::new(false);
+        Session { inner: Arc::new(Inner { reference, endpoints, clients, known, foreign, distrusts_foreign }) }
     }
 
     /// A manifest or an index: at most 4 MiB, with the descriptor's size and digest.
@@ -76,18 +80,51 @@ impl Session {
 
     /// A blob from `offset` on. The caller verifies the digest.
     pub async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream, Error> {
+        self.fetch(descriptor, offset, None, &Watch::default()).await
+    }
+
+    /// As [`Session::blob`], over several connections if `parts` says so, and watched meanwhile.
+    pub async fn fetch(
+        &self,
+        descriptor: &Descriptor,
+        offset: u64,
+        parts: Option<Parts>,
+        watch: &Watch,
+    ) -> Result<BlobStream, Error> {
         let mut descriptor = descriptor.clone();
         if !descriptor.is_foreign() {
             // Any image can name addresses; only of layers that are nowhere else are they to be believed.
             descriptor.urls.clear();
         }
-        blob::open(self.clone(), descriptor, offset).await
+        blob::open(self.clone(), descriptor, offset, parts, watch.clone()).await
+    }
+
+    /// Asks nobody again, for the rest of the pull, who sent any of what turned out to be wrong. False if then there is
+    /// nobody left.
+    pub fn distrust(&self, watch: &Watch) -> bool {
+        for source in watch.served() {
+            match source {
+                Source::Foreign => self.inner.distrusts_foreign.store(true, Ordering::Relaxed),
+                Source::Host(position) => self.inner.endpoints[position].distrust(),
+            }
+        }
+        !self.in_order().is_empty()
+    }
+
+    pub(crate) fn trusts_foreign(&self) -> bool {
+        !self.inner.distrusts_foreign.load(Ordering::Relaxed)
+    }
+
+    /// Which of the session's hosts this is.
+    pub(crate) fn position(&self, endpoint: &Endpoint) -> usize {
+        let is_it = |other: &Endpoint| std::ptr::eq(other, endpoint);
+        self.inner.endpoints.iter().position(is_it).expect("endpoints come from this session")
     }
 
     /// The hosts that may be asked for content, those that could not be reached last.
     pub(crate) fn in_order(&self) -> Vec<&Endpoint> {
-        let mut endpoints: Vec<&Endpoint> =
-            self.inner.endpoints.iter().filter(|endpoint| endpoint.host().capabilities.pull).collect();
+        let may_serve = |endpoint: &&Endpoint| endpoint.host().capabilities.pull && endpoint.is_trusted();
+        let mut endpoints: Vec<&Endpoint> = self.inner.endpoints.iter().filter(may_serve).collect();
         endpoints.sort_by_key(|endpoint| endpoint.is_down());
         endpoints
     }
@@ -138,7 +175,7 @@ impl Session {
             path: format!("{kind}/{}", descriptor.digest),
             // The media type comes from an index, so it may not fit into a header.
             accept: named.unwrap_or(HeaderValue::from_static(ACCEPT_MANIFESTS)),
-            offset: 0,
+            range: None,
         };
         for (position, endpoint) in endpoints.iter().enumerate() {
             let fetched = match endpoint.send(&request, position + 1 == endpoints.len()).await {

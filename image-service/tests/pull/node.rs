@@ -46,6 +46,8 @@ impl Node {
             policy: PolicyConfig { bin_dir: directory.path().join("verifiers"), ..PolicyConfig::default() },
             default_snapshotter: "overlayfs".into(),
             max_concurrent_downloads: 3,
+            layer_fetch_buffer: 0,
+            waits_for_disk: false,
             progress_timeout: Duration::from_secs(60),
             pinned: Vec::new(),
         };
@@ -68,6 +70,19 @@ impl Node {
         self.images.shutdown().await;
         self.store.close().await.unwrap();
         Node::open(self.directory, self.hosts, self.config).await
+    }
+
+    /// Where `registry.test` is from now on: a registry, and mirrors that are asked before it.
+    pub(crate) fn set_hosts(&self, server: &TestRegistry, mirrors: &[&TestRegistry]) {
+        let mirrors = mirrors.iter().map(|mirror| format!("[host.\"{}\"]\n", mirror.url())).collect::<String>();
+        self.hosts.write("registry.test", &format!("server = \"{}\"\n{mirrors}", server.url()));
+    }
+
+    /// Starts of blobs that are kept: name and size.
+    pub(crate) fn ingests(&self) -> Vec<(PathBuf, u64)> {
+        let ingest = self.content().join("ingest");
+        let paths = files_below(&ingest).into_iter().map(|name| ingest.join(name));
+        paths.map(|path| (path.clone(), fs::metadata(path).unwrap().len())).collect()
     }
 
     pub(crate) fn request(&self, reference: &str) -> PullRequest {
@@ -147,6 +162,16 @@ impl Node {
             Ok::<_, store::Error>(())
         });
         changed.await.unwrap();
+    }
+
+    /// Rows that would go with a power failure.
+    pub(crate) async fn not_durable(&self) -> i64 {
+        let count = self.store.read(|conn| {
+            let sql = "SELECT (SELECT count(*) FROM blobs WHERE boot IS NOT NULL)
+                            + (SELECT count(*) FROM snapshot WHERE boot IS NOT NULL)";
+            Ok::<_, store::Error>(conn.query_row(sql, [], |row| row.get(0))?)
+        });
+        count.await.unwrap()
     }
 
     pub(crate) fn drop_top_layer(&self) {
