@@ -1,6 +1,7 @@
 //! The gRPC server on the daemon's unix socket.
 
-pub(crate) mod authority;
+mod authority;
+mod connection;
 mod deadline;
 pub(crate) mod socket;
 
@@ -16,7 +17,7 @@ use crate::{
     config::Grpc,
     cri::Cri,
     serve::{
-        authority::Connection,
+        connection::Connection,
         socket::{Owner, accept},
     },
 };

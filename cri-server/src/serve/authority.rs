@@ -4,23 +4,12 @@
 //! parses that field as a URI authority and resets the stream when it holds `%` or `/`, before any handler runs. The
 //! field has no meaning on a unix socket, so [`Rewriter`] walks the client's HTTP/2 frames (RFC 9113 §4.1) and the HPACK
 //! header blocks in them (RFC 7541 §6), and overwrites each `%` and `/` in a literal `:authority` by `-`.
+//! `connection.rs` reads through it.
 //!
 //! All three characters have Huffman codes of six bits, so frame lengths stay as they are, and so does the size of the
 //! entry in the dynamic table: both ends keep evicting the same entries.
 //!
 //! It never judges: what it cannot read passes as it came, and the HTTP/2 server answers for it.
-
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
-
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UnixStream,
-};
-use tonic::transport::server::{Connected, UdsConnectInfo};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER: usize = 9;
@@ -33,79 +22,12 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// An accepted connection whose incoming `:authority` fields are made acceptable.
-pub(crate) struct Connection {
-    stream: UnixStream,
-    rewriter: Rewriter,
-    /// Rewritten bytes not yet read, from `taken` on.
-    ready: Vec<u8>,
-    taken: usize,
-}
-
-impl Connection {
-    pub(crate) fn new(stream: UnixStream) -> Connection {
-        Connection { stream, rewriter: Rewriter::default(), ready: Vec::new(), taken: 0 }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = UdsConnectInfo;
-
-    fn connect_info(&self) -> UdsConnectInfo {
-        self.stream.connect_info()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        while this.taken == this.ready.len() {
-            this.ready.clear();
-            this.taken = 0;
-            let mut bytes = [0u8; 8 * 1024];
-            let mut buffer = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut buffer))?;
-            if buffer.filled().is_empty() {
-                // End of input: a header block that never ended is the server's to refuse.
-                this.rewriter.flush(&mut this.ready);
-                if this.ready.is_empty() {
-                    return Poll::Ready(Ok(()));
-                }
-            } else {
-                this.rewriter.push(buffer.filled(), &mut this.ready);
-            }
-        }
-        let count = out.remaining().min(this.ready.len() - this.taken);
-        out.put_slice(&this.ready[this.taken..this.taken + count]);
-        this.taken += count;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
+/// The sans-IO half: bytes of the client in, the same number of bytes out, header blocks once they are whole.
+#[derive(Debug)]
+pub(super) struct Rewriter {
+    state: State,
+    /// Frames of the header block that has not ended, and the frame header being collected.
+    held: Vec<u8>,
 }
 
 /// Where in the client's byte stream the rewriter stands.
@@ -123,14 +45,6 @@ enum State {
     Transparent,
 }
 
-/// The sans-IO half: bytes of the client in, the same number of bytes out, header blocks once they are whole.
-#[derive(Debug)]
-struct Rewriter {
-    state: State,
-    /// Frames of the header block that has not ended, and the frame header being collected.
-    held: Vec<u8>,
-}
-
 impl Default for Rewriter {
     fn default() -> Rewriter {
         Rewriter { state: State::Preface(0), held: Vec::new() }
@@ -139,7 +53,7 @@ impl Default for Rewriter {
 
 impl Rewriter {
     /// Takes `input` and appends what may go on to `output`.
-    fn push(&mut self, mut input: &[u8], output: &mut Vec<u8>) {
+    pub(super) fn push(&mut self, mut input: &[u8], output: &mut Vec<u8>) {
         while !input.is_empty() {
             let used = self.step(input, output);
             input = &input[used..];
@@ -147,7 +61,7 @@ impl Rewriter {
     }
 
     /// Lets go of what is held, as it came.
-    fn flush(&mut self, output: &mut Vec<u8>) {
+    pub(super) fn flush(&mut self, output: &mut Vec<u8>) {
         output.append(&mut self.held);
         self.state = State::Transparent;
     }
