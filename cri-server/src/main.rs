@@ -88,6 +88,7 @@ fn check(path: &Path) -> Result<(), String> {
     for warning in &loaded.warnings {
         println!("{warning}");
     }
+    streaming::tls::check(&loaded.config.streaming.tls).map_err(|error| cri::chain(&error))?;
     println!("{}: {} warnings", path.display(), loaded.warnings.len());
     Ok(())
 }

@@ -177,6 +177,16 @@ pub(crate) struct Streaming {
     pub(crate) port: u16,
     /// Zero never cuts an idle stream.
     pub(crate) idle_timeout: Duration,
+    pub(crate) tls: StreamTls,
+}
+
+/// TLS of that server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StreamTls {
+    pub(crate) enabled: bool,
+    /// PEM files; both or neither. Without them the certificate is made at start and signed by itself.
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// All of it.
@@ -216,6 +226,7 @@ impl Default for Config {
                 address: "127.0.0.1".into(),
                 port: 0,
                 idle_timeout: Duration::from_secs(4 * 60 * 60),
+                tls: StreamTls::default(),
             },
         }
     }

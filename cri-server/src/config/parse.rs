@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use toml::Table;
 
-use super::{Config, Handler, LogFormat, registry, section::Section};
+use super::{Config, Handler, LogFormat, StreamTls, registry, section::Section};
 
 /// Top-level keys of containerd that have no meaning here, or none yet.
 const ACCEPTED: &[&str] = &[
@@ -75,6 +75,7 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
         return Err(format!("root and state must be two directories, both are {}", config.root.display()));
     }
     registry::validate(&config.images)?;
+    stream_pair(&config.streaming.tls)?;
     let runtime = &config.runtime;
     if !runtime.handlers.contains_key(&runtime.default_handler) {
         let names: Vec<_> = runtime.handlers.keys().map(String::as_str).collect();
@@ -94,6 +95,22 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
             "unset_seccomp_profile must be empty, unconfined, runtime/default or localhost/<path>, not {:?}",
             runtime.unset_seccomp_profile
         ));
+    }
+    Ok(())
+}
+
+/// As containerd has it: half a pair is a mistake, and so is a pair that nothing would show.
+fn stream_pair(tls: &StreamTls) -> Result<(), String> {
+    let [certificate, key] = [&tls.certificate, &tls.key].map(|path| !path.as_os_str().is_empty());
+    if certificate != key {
+        let (set, missing) =
+            if certificate { ("tls_cert_file", "tls_key_file") } else { ("tls_key_file", "tls_cert_file") };
+        return Err(format!("x509_key_pair_streaming.{set} is set without {missing}; set both or neither"));
+    }
+    if certificate && !tls.enabled {
+        return Err(
+            "x509_key_pair_streaming is set, but enable_tls_streaming is not true; set it or leave the pair out".into(),
+        );
     }
     Ok(())
 }
@@ -153,12 +170,12 @@ fn streaming(mut cri: Section, config: &mut Config, warnings: &mut Vec<String>) 
             port.parse().map_err(|_| format!("stream_server_port must be a port number in a string, not {port:?}"))?;
     }
     cri.duration("stream_idle_timeout", &mut streaming.idle_timeout)?;
-    let mut tls = false;
-    cri.boolean("enable_tls_streaming", &mut tls)?;
-    if tls {
-        return Err("enable_tls_streaming is not supported yet; leave it out to stream on the loopback address".into());
-    }
-    cri.accept(&["disable_tcp_service", "x509_key_pair_streaming"]);
+    cri.boolean("enable_tls_streaming", &mut streaming.tls.enabled)?;
+    let mut pair = cri.section("x509_key_pair_streaming")?;
+    pair.path_value("tls_cert_file", &mut streaming.tls.certificate)?;
+    pair.path_value("tls_key_file", &mut streaming.tls.key)?;
+    pair.unknown(warnings);
+    cri.accept(&["disable_tcp_service"]);
     cri.unknown(warnings);
     Ok(())
 }

@@ -114,6 +114,29 @@ fn a_default_runtime_that_is_not_configured_lists_those_that_are() {
 }
 
 #[test]
+fn a_pair_for_streams_is_whole_and_used() {
+    let text = |enabled: bool, pair: &str| {
+        format!(
+            "version = 3\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_tls_streaming = {enabled}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".x509_key_pair_streaming]\n{pair}"
+        )
+    };
+    let both = "tls_cert_file = \"/c\"\ntls_key_file = \"/k\"\n";
+    let tls = |enabled, pair: &str| parsed(&text(enabled, pair)).map(|loaded| loaded.config.streaming.tls);
+    assert_eq!(tls(true, both), Ok(StreamTls { enabled: true, certificate: "/c".into(), key: "/k".into() }));
+    assert_eq!(tls(true, ""), Ok(StreamTls { enabled: true, ..StreamTls::default() }));
+    let half = |line: &str, set: &str, missing: &str| {
+        let expected = format!("x509_key_pair_streaming.{set} is set without {missing}; set both or neither");
+        assert_eq!(tls(true, line), Err(expected));
+    };
+    half("tls_cert_file = \"/c\"", "tls_cert_file", "tls_key_file");
+    half("tls_key_file = \"/k\"", "tls_key_file", "tls_cert_file");
+    assert!(
+        tls(false, both).unwrap_err().starts_with("x509_key_pair_streaming is set, but enable_tls_streaming is not")
+    );
+}
+
+#[test]
 fn imported_files_add_to_the_first_and_the_last_wins() {
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();

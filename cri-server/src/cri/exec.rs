@@ -58,16 +58,18 @@ impl Cri {
         Ok(cri::AttachResponse { url })
     }
 
-    /// The ports come with the streams; those of the request only tell what the client is about to ask for.
+    /// The ports come with the streams; only WebSocket channels are for those of the request.
     pub(super) fn port_forward(&self, request: cri::PortForwardRequest) -> Result<cri::PortForwardResponse, Status> {
         let pod = self.pods.pod(&parse_name(request.pod_sandbox_id, "pod_sandbox_id")?).map_err(sandbox_status)?;
-        if let Some(port) = request.port.iter().find(|port| !(1..=65_535).contains(*port)) {
-            return Err(invalid("port", format_args!("{port} is not a port")));
-        }
+        let port = |port: i32| match u16::try_from(port) {
+            Ok(0) | Err(_) => Err(invalid("port", format_args!("{port} is not a port"))),
+            Ok(port) => Ok(port),
+        };
+        let ports = request.port.into_iter().map(port).collect::<Result<Vec<_>, _>>()?;
         if pod.state != PodState::Ready {
             return Err(Status::failed_precondition(format!("pod sandbox {} is not ready", pod.id)));
         }
-        let url = self.streaming.port_forward(&pod.id, pod.netns.clone()).map_err(token_status)?;
+        let url = self.streaming.port_forward(&pod.id, pod.netns.clone(), ports).map_err(token_status)?;
         Ok(cri::PortForwardResponse { url })
     }
 

@@ -12,6 +12,7 @@ mod port_forward;
 mod remote_command;
 mod server;
 mod spdy;
+pub(crate) mod tls;
 mod tokens;
 mod websocket;
 
@@ -33,6 +34,7 @@ use sandbox::{
     model::{Id, StreamRequest},
 };
 use tokio::{net::TcpListener, sync::mpsc};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use tokens::TokenError;
@@ -76,8 +78,11 @@ impl Streaming {
         if reachable.ip().is_unspecified() {
             reachable.set_ip(host_address()?);
         }
-        let tokens = Tokens::new();
-        let shared = Shared { base: format!("http://{reachable}"), tokens, backend, idle: config.idle_timeout };
+        let tls = tls::acceptor(&config.tls, reachable.ip())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let base = format!("{scheme}://{reachable}");
+        let shared = Shared { base, tls, tokens: Tokens::new(), backend, idle: config.idle_timeout };
         Ok(Streaming { shared: Arc::new(shared), listener: Arc::new(listener) })
     }
 
@@ -91,9 +96,10 @@ impl Streaming {
         self.url(Action::Command { container, command: Command::Attach(request) })
     }
 
-    /// The URL at which the pod's ports are, once, within a minute. Without `netns` they are the host's.
-    pub(crate) fn port_forward(&self, pod: &Id, netns: Option<PathBuf>) -> Result<String, TokenError> {
-        self.url(Action::PortForward(Target { pod: pod.to_string(), netns }))
+    /// The URL at which the pod's ports are, once, within a minute. Without `netns` they are the host's. A client that
+    /// cannot name ports with its streams gets `ports`.
+    pub(crate) fn port_forward(&self, pod: &Id, netns: Option<PathBuf>, ports: Vec<u16>) -> Result<String, TokenError> {
+        self.url(Action::PortForward(Target { pod: pod.to_string(), netns, ports }))
     }
 
     /// Serves until `shutdown`, then cuts the sessions that run and returns when they have ended.
@@ -109,8 +115,9 @@ impl Streaming {
 }
 
 struct Shared {
-    /// `http://host:port` as clients reach it.
+    /// `http://host:port`, or with `https`, as clients reach it.
     base: String,
+    tls: Option<TlsAcceptor>,
     tokens: Tokens<Action>,
     backend: Backend,
     idle: Duration,

@@ -1,4 +1,5 @@
-//! Port forwarding over SPDY, `portforward.k8s.io`: many TCP connections into one pod through one HTTP connection.
+//! Port forwarding over SPDY, `portforward.k8s.io`: many TCP connections into one pod through one HTTP connection. Over
+//! WebSocket it is `websocket/ports.rs`, which connects and copies by what is here.
 //!
 //! ```text
 //! client opens, for each TCP connection and in any order:   error  data      headers streamtype, port, requestid
@@ -45,6 +46,8 @@ pub(crate) struct Target {
     pub(crate) pod: String,
     /// `None` is the host's network.
     pub(crate) netns: Option<PathBuf>,
+    /// The ports of the CRI request. Streams of SPDY name theirs themselves; channels of WebSocket cannot.
+    pub(crate) ports: Vec<u16>,
 }
 
 /// How long the second stream of a pair may be in coming.
@@ -165,23 +168,32 @@ async fn forward(pair: Pair, target: Target) {
     // Clients never write to the error stream.
     drop(error_reader);
     let copied = match connect(&target, port).await {
-        Ok(socket) => copy(&mut reader, &writer, socket).await,
+        Ok(socket) => {
+            let (from_target, to_target) = socket.into_split();
+            copy(copy_up(&mut reader, to_target), copy_down(from_target, &writer)).await
+        }
         Err(error) => Err(error),
     };
     if let Err(error) = copied {
-        let text = format!("error forwarding port {port} to pod {}: {}", target.pod, error.chain());
         // A client that has closed its error stream does not want to know.
-        let _ = error_writer.write(Bytes::from(text)).await;
+        let _ = error_writer.write(Bytes::from(refusal(&target, port, &error))).await;
     }
     error_writer.finish().await;
     writer.finish().await;
     reader.cancel().await;
 }
 
-async fn copy(reader: &mut StreamReader, writer: &StreamWriter, socket: TcpStream) -> Result<(), Error> {
-    let (from_target, to_target) = socket.into_split();
-    let mut up = pin!(copy_up(reader, to_target));
-    let mut down = pin!(copy_down(from_target, writer));
+/// What the client is told of a connection that failed.
+pub(super) fn refusal(target: &Target, port: u16, error: &Error) -> String {
+    format!("error forwarding port {port} to pod {}: {}", target.pod, error.chain())
+}
+
+/// Copies both ways: `up` from the client, `down` to it. The end of `up` is half a close, that of `down` is the end.
+pub(super) async fn copy(
+    up: impl Future<Output = io::Result<()>>,
+    down: impl Future<Output = io::Result<()>>,
+) -> Result<(), Error> {
+    let (mut up, mut down) = (pin!(up), pin!(down));
     tokio::select! {
         ended = &mut down => {
             if let Ok(Err(error)) = timeout(LAST_WORDS, up).await {
@@ -221,7 +233,7 @@ async fn copy_down(mut socket: OwnedReadHalf, writer: &StreamWriter) -> io::Resu
 }
 
 /// Connects to the port on the target's loopback, over IPv4 and then IPv6 as `localhost` means.
-async fn connect(target: &Target, port: u16) -> Result<TcpStream, Error> {
+pub(super) async fn connect(target: &Target, port: u16) -> Result<TcpStream, Error> {
     let netns = target.netns.clone();
     let connected = tokio::task::spawn_blocking(move || connect_from(netns.as_deref(), port));
     let socket = connected.await.map_err(|error| Error::failed("connect", error))??;

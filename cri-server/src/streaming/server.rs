@@ -4,7 +4,7 @@
 //! GET|POST /{exec,attach,portforward}/<token>
 //!   404 no such token    400 no known Upgrade    403 no common protocol
 //!   101 SPDY/3.1  ──► spdy ──► remote_command | port_forward
-//!   101 websocket ──► websocket: command, or a tunnel ──► spdy ──► port_forward
+//!   101 websocket ──► websocket: command, ports, or a tunnel ──► spdy ──► port_forward
 //! ```
 //!
 //! A token is spent by the first request that names it, whatever comes of it. Every task is tracked: connections until
@@ -23,14 +23,18 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Action, Shared, port_forward,
     remote_command::{self, Version},
     spdy::{Connection, Limits},
-    websocket::{self, command::Protocol, tunnel},
+    websocket::{self, command::Protocol, ports, tunnel},
 };
 
 /// Accepts until `stop`, then ends what runs and waits for it.
@@ -56,7 +60,7 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: &TcpListener, stop: Can
 /// Between two attempts to accept when the first failed.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a client may take to send a request's head.
+/// How long a client may take to send a request's head, and for TLS before it.
 const HEAD: Duration = Duration::from_secs(30);
 
 /// A peer whose machine died is noticed after about [`HEAD`] without the application saying anything.
@@ -96,6 +100,12 @@ enum Session {
     },
     /// The second, over SPDY over WebSocket.
     Tunnel(port_forward::Target),
+    /// The second, over WebSocket.
+    Ports {
+        target: port_forward::Target,
+        ports: Vec<u16>,
+        protocol: ports::Protocol,
+    },
 }
 
 impl Server {
@@ -103,6 +113,17 @@ impl Server {
         if let Err(error) = keep_alive(&socket) {
             tracing::debug!(%error, "cannot set up a streaming connection; the client has probably left");
         }
+        let Some(acceptor) = self.shared.tls.clone() else { return self.http(socket).await };
+        let shaking = timeout(HEAD, acceptor.accept(socket));
+        match self.stop.run_until_cancelled(shaking).await {
+            Some(Ok(Ok(stream))) => self.http(stream).await,
+            Some(Ok(Err(error))) => tracing::debug!(%error, "a streaming client failed at TLS"),
+            Some(Err(_)) => tracing::debug!("a streaming client was too slow at TLS"),
+            None => {}
+        }
+    }
+
+    async fn http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let service = service_fn(|request| {
             let answer = self.answer(request);
             async { Ok::<_, Infallible>(answer) }
@@ -110,7 +131,7 @@ impl Server {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
-            .serve_connection(TokioIo::new(socket), service)
+            .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         if let Some(Err(error)) = self.stop.run_until_cancelled(connection).await {
             tracing::debug!(%error, "a streaming connection ended before its upgrade");
@@ -179,10 +200,10 @@ impl Server {
                 (protocol.name, Session::Channels { container, command, protocol })
             }
             Action::PortForward(target) => {
-                let Some(name) = agree(&offered, &[(TUNNEL, TUNNEL)], TUNNEL) else {
-                    return no_common_protocol(&offered, &[TUNNEL]);
-                };
-                (name, Session::Tunnel(target))
+                match forwarding(&offered, target, request.uri().query().unwrap_or_default()) {
+                    Ok(agreed) => agreed,
+                    Err(refused) => return *refused,
+                }
             }
         };
         let upgrade = hyper::upgrade::on(&mut request);
@@ -233,7 +254,10 @@ impl Server {
             }
             Session::Channels { container, command, protocol } => {
                 let start = (self.shared.backend)(container, command.clone());
-                websocket::command::serve(io, protocol, &command, start).await;
+                websocket::command::serve(io, protocol, &command, idle, start).await;
+            }
+            Session::Ports { target, ports, protocol } => {
+                ports::serve(io, protocol, &target, &ports, idle).await;
             }
             Session::Tunnel(target) => {
                 let (io, copying) = tunnel::tunnel(io);
@@ -242,6 +266,44 @@ impl Server {
             }
         }
     }
+}
+
+/// Which form of port-forward a WebSocket client gets: by channels, for ports that it or the CRI request has named, or by
+/// SPDY inside.
+fn forwarding(
+    offered: &[String],
+    target: port_forward::Target,
+    query: &str,
+) -> Result<(&'static str, Session), Box<Response<Full<Bytes>>>> {
+    let mut known = vec![(TUNNEL, None)];
+    known.extend(ports::Protocol::ALL.map(|protocol| (protocol.name, Some(protocol))));
+    let Some(protocol) = agree(offered, &known, Some(ports::Protocol::UNNAMED)) else {
+        let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+        return Err(Box::new(no_common_protocol(offered, &names)));
+    };
+    let Some(protocol) = protocol else { return Ok((TUNNEL, Session::Tunnel(target))) };
+    let bad = |text: String| Box::new(refusal(StatusCode::BAD_REQUEST, format!("unable to upgrade: {text}")));
+    let mut ports = named_ports(query).map_err(bad)?;
+    if ports.is_empty() {
+        ports.clone_from(&target.ports);
+    }
+    if ports.is_empty() || ports.len() > ports::MOST_PORTS {
+        let most = ports::MOST_PORTS;
+        return Err(bad(format!("{} ports are named, and channels are for 1 to {most}: add ?port=", ports.len())));
+    }
+    Ok((protocol.name, Session::Ports { target, ports, protocol }))
+}
+
+/// The ports of `?port=80&port=443,8443`. Other parameters are no business of ours.
+fn named_ports(query: &str) -> Result<Vec<u16>, String> {
+    let lists = query.split('&').filter_map(|pair| pair.strip_prefix("port="));
+    let ports = lists.flat_map(|list| list.split(',').flat_map(|port| port.split("%2C")));
+    ports
+        .map(|port| match port.parse() {
+            Ok(0) | Err(_) => Err(format!("port={port:?} is not a port")),
+            Ok(port) => Ok(port),
+        })
+        .collect()
 }
 
 /// `Connection: Upgrade` and `Upgrade: <protocol>`, in any case and among others, as Go's side checks it.

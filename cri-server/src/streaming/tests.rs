@@ -1,6 +1,8 @@
 //! The server from the URL to the last frame, by a client that is not ours but for the codec, before processes that the
 //! test plays.
 
+mod channels;
+
 use std::{
     net::Ipv4Addr,
     process,
@@ -38,6 +40,10 @@ struct World {
 }
 
 async fn world() -> World {
+    world_with(config::StreamTls::default()).await
+}
+
+async fn world_with(tls: config::StreamTls) -> World {
     let start = Arc::new(Notify::new());
     let (starting, started) = mpsc::channel(16);
     let gate = start.clone();
@@ -59,8 +65,8 @@ async fn world() -> World {
             Ok(Process { stdin, output, resize, exit })
         })
     });
-    let config =
-        config::Streaming { address: "127.0.0.1".into(), port: 0, idle_timeout: Duration::from_secs(4 * 60 * 60) };
+    let idle_timeout = Duration::from_secs(4 * 60 * 60);
+    let config = config::Streaming { address: "127.0.0.1".into(), port: 0, idle_timeout, tls };
     let streaming = Streaming::with_backend(&config, backend).await.unwrap();
     let stop = CancellationToken::new();
     let mut serving = JoinSet::new();
@@ -294,7 +300,12 @@ async fn stopping_cuts_sessions_and_returns_when_they_have_ended() {
 #[tokio::test]
 async fn an_address_that_is_none_is_refused() {
     let backend: Backend = Arc::new(|_, _| Box::pin(async { Err(Error::plain("none")) }));
-    let config = config::Streaming { address: "localhost".into(), port: 0, idle_timeout: Duration::ZERO };
+    let config = config::Streaming {
+        address: "localhost".into(),
+        port: 0,
+        idle_timeout: Duration::ZERO,
+        tls: Default::default(),
+    };
     let error = Streaming::with_backend(&config, backend).await.err().unwrap();
     assert_eq!(error.to_string(), "stream_server_address \"localhost\" is not an IP address");
 }
@@ -326,7 +337,7 @@ async fn forwarded_connections_half_close_and_do_not_disturb_each_other() {
     let port = listener.local_addr().unwrap().port();
     let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
     world.serving.spawn(reversing(listener));
-    let url = world.streaming.port_forward(&id(), None).unwrap();
+    let url = world.streaming.port_forward(&id(), None, Vec::new()).unwrap();
     let mut client = upgrade(&url, &["portforward.k8s.io"]).await;
 
     let (first_error, first) = forward(&mut client, port, "1").await;
@@ -348,7 +359,7 @@ async fn streams_without_a_request_id_pair_by_their_stream_ids() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     world.serving.spawn(reversing(listener));
-    let url = world.streaming.port_forward(&id(), None).unwrap();
+    let url = world.streaming.port_forward(&id(), None, Vec::new()).unwrap();
     let mut client = upgrade(&url, &[]).await;
     client.open(&[("streamtype", "error"), ("port", &port)]).await.unwrap();
     let data = client.open(&[("streamtype", "data"), ("port", &port)]).await.unwrap();
@@ -359,7 +370,7 @@ async fn streams_without_a_request_id_pair_by_their_stream_ids() {
 #[tokio::test]
 async fn forward_streams_that_make_no_sense_are_refused() {
     let world = world().await;
-    let url = world.streaming.port_forward(&id(), None).unwrap();
+    let url = world.streaming.port_forward(&id(), None, Vec::new()).unwrap();
     let mut client = upgrade(&url, &["portforward.k8s.io"]).await;
     let cases: [&[(&str, &str)]; 5] = [
         &[],
@@ -396,7 +407,7 @@ async fn privileged_forwarding_reaches_the_loopback_of_the_pods_network() {
         *answering.lock().unwrap() = Some(peer.ip());
         std::io::Write::write_all(&mut socket, b"from the pod").unwrap();
     });
-    let url = world.streaming.port_forward(&id(), Some(netns.clone())).unwrap();
+    let url = world.streaming.port_forward(&id(), Some(netns.clone()), Vec::new()).unwrap();
     let mut client = upgrade(&url, &["portforward.k8s.io"]).await;
     let (error, data) = forward(&mut client, port, "1").await;
     let heard = client.until_fin(&[error, data]).await;

@@ -5,20 +5,22 @@
 //!        ◄── 1 stdout  2 stderr   3 how it ended
 //! ```
 //!
-//! In the base64 forms messages are text: the channel's digit, then base64.
+//! How a channel and its content make a message is in `channel.rs`.
 
 use std::time::Duration;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use sandbox::{Error, Output};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
-    time::timeout,
 };
 
-use super::{Gone, Incoming, Message, Outgoing, open};
+use super::{
+    Gone, Incoming, Outgoing,
+    channel::{CLOSE, Coding},
+    open, run_to_the_end,
+};
 use crate::streaming::{
     Process,
     remote_command::{Command, Sizes, Version, status},
@@ -29,50 +31,24 @@ const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
-
-/// How long a client may take to read the last messages.
-const FLUSH: Duration = Duration::from_secs(10);
 
 /// A subprotocol: how messages are written, and how the end is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::streaming) struct Protocol {
     pub(in crate::streaming) name: &'static str,
-    base64: bool,
+    coding: Coding,
     status: Version,
 }
 
 impl Protocol {
     /// From the best. The last is what a client gets that names none.
     pub(in crate::streaming) const ALL: [Protocol; 5] = [
-        Protocol { name: "v5.channel.k8s.io", base64: false, status: Version::V4 },
-        Protocol { name: "v4.channel.k8s.io", base64: false, status: Version::V4 },
-        Protocol { name: "v4.base64.channel.k8s.io", base64: true, status: Version::V4 },
-        Protocol { name: "base64.channel.k8s.io", base64: true, status: Version::V1 },
-        Protocol { name: "channel.k8s.io", base64: false, status: Version::V1 },
+        Protocol { name: "v5.channel.k8s.io", coding: Coding::Binary, status: Version::V4 },
+        Protocol { name: "v4.channel.k8s.io", coding: Coding::Binary, status: Version::V4 },
+        Protocol { name: "v4.base64.channel.k8s.io", coding: Coding::Base64, status: Version::V4 },
+        Protocol { name: "base64.channel.k8s.io", coding: Coding::Base64, status: Version::V1 },
+        Protocol { name: "channel.k8s.io", coding: Coding::Binary, status: Version::V1 },
     ];
-
-    fn encode(self, channel: u8, bytes: &[u8]) -> Message {
-        let mut message = BytesMut::with_capacity(bytes.len() + 1);
-        if self.base64 {
-            message.put_u8(b'0' + channel);
-            message.put_slice(STANDARD.encode(bytes).as_bytes());
-            return Message::Text(message.freeze());
-        }
-        message.put_u8(channel);
-        message.put_slice(bytes);
-        Message::Binary(message.freeze())
-    }
-
-    /// Channel and content; `None` for what is neither.
-    fn decode(self, message: &Bytes) -> Option<(u8, Bytes)> {
-        let channel = *message.first()?;
-        if !self.base64 {
-            return Some((channel, message.slice(1..)));
-        }
-        let content = STANDARD.decode(message.get(1..)?).ok()?;
-        Some((channel.checked_sub(b'0')?, content.into()))
-    }
 }
 
 /// Serves one session to its end.
@@ -80,37 +56,26 @@ pub(in crate::streaming) async fn serve<IO: AsyncRead + AsyncWrite>(
     io: IO,
     protocol: Protocol,
     command: &Command,
+    idle: Duration,
     start: impl Future<Output = Result<Process, Error>>,
 ) {
-    let (incoming, outgoing, writing) = open(io);
+    let (mut incoming, outgoing, running) = open(io, idle);
     let session = async move {
         // The client waits for a first message to know that it is connected.
-        let greeted = outgoing.send(protocol.encode(STDOUT, &[])).await;
-        if greeted.is_ok()
-            && let Some(ended) = run(incoming, &outgoing, protocol, start).await
-        {
-            if let Some(text) = status(protocol.status, command, ended) {
-                // A client that has left does not want to know.
-                let _ = outgoing.send(protocol.encode(ERROR, &text)).await;
-            }
-            outgoing.close().await;
+        outgoing.send(protocol.coding.encode(STDOUT, &[])).await.ok()?;
+        let ended = run(&mut incoming, &outgoing, protocol, start).await?;
+        if let Some(text) = status(protocol.status, command, ended) {
+            outgoing.send(protocol.coding.encode(ERROR, &text)).await.ok()?;
         }
+        outgoing.close().await;
+        Some(incoming)
     };
-    let mut writing = std::pin::pin!(writing);
-    tokio::select! {
-        () = session => {
-            // What is queued is still written, to a client that reads.
-            if timeout(FLUSH, writing).await.is_err() {
-                tracing::debug!("a WebSocket client did not read to the end");
-            }
-        }
-        () = &mut writing => {}
-    }
+    run_to_the_end(session, running).await;
 }
 
 /// Starts the process and copies until it has ended; `None` when the client left first.
 async fn run<IO: AsyncRead>(
-    mut incoming: Incoming<IO>,
+    incoming: &mut Incoming<IO>,
     outgoing: &Outgoing,
     protocol: Protocol,
     start: impl Future<Output = Result<Process, Error>>,
@@ -122,7 +87,7 @@ async fn run<IO: AsyncRead>(
     let mut input = Input { stdin, resize, sizes: Sizes::default() };
     let copying = async move {
         while let Some(message) = incoming.next().await {
-            if let Some((channel, content)) = protocol.decode(&message) {
+            if let Some((channel, content)) = protocol.coding.decode(&message) {
                 input.take(channel, content).await;
             }
         }
@@ -133,7 +98,7 @@ async fn run<IO: AsyncRead>(
                 Output::Stdout(bytes) => (STDOUT, bytes),
                 Output::Stderr(bytes) => (STDERR, bytes),
             };
-            if let Err(Gone) = outgoing.send(protocol.encode(channel, &bytes)).await {
+            if let Err(Gone) = outgoing.send(protocol.coding.encode(channel, &bytes)).await {
                 return None;
             }
         }
@@ -221,7 +186,7 @@ mod tests {
         let mut answer = Vec::new();
         let command = command();
         let serving = async {
-            serve(server, protocol, &command, async { Ok(echo()) }).await;
+            serve(server, protocol, &command, Duration::ZERO, async { Ok(echo()) }).await;
         };
         tokio::join!(serving, async { client.read_to_end(&mut answer).await.unwrap() });
         answer
@@ -239,10 +204,9 @@ mod tests {
 
     #[tokio::test]
     async fn in_the_base64_form_messages_are_text() {
-        let sent = [frame(1, b"0aGk="), frame(8, &[])].concat();
+        let sent = [frame(1, b"0aGk="), frame(8, &[3, 232])].concat();
         let answer = talk(Protocol::ALL[2], sent).await;
         assert!(answer.starts_with(&[0x81, 1, b'1']), "{answer:?}");
-        assert_eq!(Protocol::ALL[2].decode(&Bytes::from_static(b"0aGk=")), Some((0, Bytes::from_static(b"hi"))));
-        assert_eq!(Protocol::ALL[2].decode(&Bytes::from_static(b"0?")), None);
+        assert!(answer.ends_with(&[0x88, 2, 3, 232]), "a close is answered: {answer:?}");
     }
 }

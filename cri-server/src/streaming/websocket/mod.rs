@@ -1,22 +1,26 @@
 //! WebSocket (RFC 6455), the server's half: the handshake's answer, and messages both ways on an upgraded connection.
 //!
 //! ```text
-//! frame.rs   bytes ⇄ messages       command.rs   exec and attach by channels
-//! mod.rs     reading, writing       tunnel.rs    SPDY in binary messages, for port-forward
+//! frame.rs     bytes ⇄ messages        command.rs   exec and attach by channels
+//! channel.rs   channels ⇄ messages     ports.rs     port-forward by channels
+//! mod.rs       reading, writing        tunnel.rs    SPDY in binary messages, for port-forward
 //! ```
 
+mod channel;
 pub(super) mod command;
 mod frame;
+pub(super) mod ports;
 pub(super) mod tunnel;
 
-use std::io;
+use std::{io, pin::pin, time::Duration};
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
-    sync::mpsc,
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout},
 };
 
 use frame::{Decoder, Message};
@@ -31,23 +35,38 @@ pub(super) fn accept(key: &str) -> String {
 const QUEUE: usize = 16;
 
 /// Splits an upgraded connection: what comes, where to write, and the future that writes, which the caller runs until it
-/// ends: after a close, with the connection, or when every [`Outgoing`] is gone.
-fn open<IO: AsyncRead + AsyncWrite>(io: IO) -> (Incoming<IO>, Outgoing, impl Future<Output = ()>) {
+/// ends: after a close, with the connection, when every [`Outgoing`] is gone, or when nothing went either way for as long
+/// as `idle`, of which zero is for ever.
+fn open<IO: AsyncRead + AsyncWrite>(
+    io: IO,
+    idle: Duration,
+) -> (Incoming<IO>, Outgoing, impl Future<Output = ()> + use<IO>) {
     let (read, write) = tokio::io::split(io);
     let (sender, queue) = mpsc::channel(QUEUE);
     let outgoing = Outgoing(sender);
-    let incoming = Incoming { read, decoder: Decoder::default(), answers: outgoing.clone() };
-    (incoming, outgoing, async {
-        if let Err(error) = write_all(write, queue).await {
-            tracing::debug!(%error, "a WebSocket client left");
+    let (active, activity) = watch::channel(Instant::now());
+    let incoming = Incoming { read, decoder: Decoder::default(), answers: outgoing.clone(), active: active.clone() };
+    (incoming, outgoing, async move {
+        tokio::select! {
+            written = write_all(write, queue, &active) => {
+                if let Err(error) = written {
+                    tracing::debug!(%error, "a WebSocket client left");
+                }
+            }
+            () = idle_for(activity, idle) => tracing::info!("an idle WebSocket connection is closed"),
         }
     })
 }
 
-async fn write_all<IO: AsyncWrite>(mut write: WriteHalf<IO>, mut queue: mpsc::Receiver<Message>) -> io::Result<()> {
+async fn write_all<IO: AsyncWrite>(
+    mut write: WriteHalf<IO>,
+    mut queue: mpsc::Receiver<Message>,
+    active: &watch::Sender<Instant>,
+) -> io::Result<()> {
     while let Some(message) = queue.recv().await {
         write.write_all(&message.encode()).await?;
         write.flush().await?;
+        active.send_replace(Instant::now());
         if matches!(message, Message::Close(_)) {
             break;
         }
@@ -55,11 +74,53 @@ async fn write_all<IO: AsyncWrite>(mut write: WriteHalf<IO>, mut queue: mpsc::Re
     write.shutdown().await
 }
 
+async fn idle_for(activity: watch::Receiver<Instant>, idle: Duration) {
+    if idle.is_zero() {
+        return std::future::pending().await;
+    }
+    loop {
+        let end = *activity.borrow() + idle;
+        if end <= Instant::now() {
+            return;
+        }
+        sleep_until(end).await;
+    }
+}
+
+/// How long the client may take to close after the goodbye. Closing first with bytes unread would make TCP reset the
+/// connection, and the client could lose what was sent last.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Runs a session beside the future of its [`open`]. A session that is over gives back what it read from, and what is
+/// queued is still written, for as long as the client reads; one whose client has left gives nothing, and no more is
+/// written than what such a client takes at once.
+async fn run_to_the_end<IO: AsyncRead>(
+    session: impl Future<Output = Option<Incoming<IO>>>,
+    running: impl Future<Output = ()>,
+) {
+    let mut running = pin!(running);
+    let over = tokio::select! {
+        over = session => over,
+        () = &mut running => return,
+    };
+    let lingered = match over {
+        Some(mut incoming) => {
+            running.await;
+            timeout(LINGER, async { while incoming.next().await.is_some() {} }).await
+        }
+        None => timeout(LINGER, running).await,
+    };
+    if lingered.is_err() {
+        tracing::debug!("a WebSocket client did not close its connection in time");
+    }
+}
+
 /// What the client sends.
 struct Incoming<IO> {
     read: ReadHalf<IO>,
     decoder: Decoder,
     answers: Outgoing,
+    active: watch::Sender<Instant>,
 }
 
 impl<IO: AsyncRead> Incoming<IO> {
@@ -71,9 +132,13 @@ impl<IO: AsyncRead> Incoming<IO> {
                 // Answering a ping is worth no wait: a client whose answers pile up does not read them.
                 Ok(Some(Message::Ping(payload))) => drop(self.answers.0.try_send(Message::Pong(payload))),
                 Ok(Some(Message::Pong(_))) => {}
-                Ok(Some(Message::Close(_))) => return None,
+                Ok(Some(Message::Close(why))) => {
+                    // Answered by the same (§5.5.1), by the rule of pings.
+                    drop(self.answers.0.try_send(Message::Close(why)));
+                    return None;
+                }
                 Ok(None) => match self.read.read_buf(&mut self.decoder.input).await {
-                    Ok(read) if read > 0 => {}
+                    Ok(read) if read > 0 => drop(self.active.send_replace(Instant::now())),
                     // The end, or an error, which is the same for a client that has left.
                     Ok(_) | Err(_) => return None,
                 },
@@ -110,7 +175,30 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::duplex;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_nothing_went_either_way_for_the_idle_time() {
+        let idle = Duration::from_secs(60);
+        let (server, mut client) = duplex(1024);
+        let (mut incoming, outgoing, running) = open(server, idle);
+        let start = Instant::now();
+        let talk = async {
+            tokio::time::sleep(idle / 2).await;
+            client.write_all(&[0x82, 0x80, 0, 0, 0, 0]).await.unwrap();
+            incoming.next().await.unwrap();
+            tokio::time::sleep(idle / 2).await;
+            outgoing.binary(BytesMut::new()).await.ok().unwrap();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = running => {}
+            () = talk => {}
+        }
+        assert_eq!(start.elapsed(), idle * 2);
+    }
 
     #[test]
     fn the_key_is_answered_as_in_the_rfc() {

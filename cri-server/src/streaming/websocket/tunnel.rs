@@ -1,6 +1,8 @@
 //! A SPDY connection inside a WebSocket: every binary message is the next piece of the byte stream. This is how kubectl
 //! and client-go forward ports through proxies that pass no other upgrade.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split};
 
@@ -12,7 +14,8 @@ const BUFFER: usize = 64 << 10;
 /// The tunnel's inner end, and the future that copies until one of the two sides has left.
 pub(in crate::streaming) fn tunnel<IO: AsyncRead + AsyncWrite>(io: IO) -> (DuplexStream, impl Future<Output = ()>) {
     let (inner, near) = duplex(BUFFER);
-    let (mut incoming, outgoing, writing) = open(io);
+    // The SPDY connection inside has a clock of its own.
+    let (mut incoming, outgoing, writing) = open(io, Duration::ZERO);
     let (mut from_spdy, mut to_spdy) = split(near);
     let copying = async move {
         let down = async move {
