@@ -9,7 +9,8 @@ use crate::{
     model::{ContainerSpec, ExecOutput, Id, Image, PodResources, PodSpec, Resources, StreamRequest},
 };
 
-/// Where an answer goes. A closed one means that the caller gave up, which is no concern of the operation.
+/// Where an answer goes. A closed one means that the caller gave up, which is no concern of an operation that changes the
+/// pod; a command that only the caller wanted ends with it.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// Requests that wait in one owner's inbox. A pod has few clients, each with few calls under way.

@@ -224,6 +224,12 @@ fn words(command: &[&str]) -> Vec<String> {
     command.iter().map(|word| (*word).to_owned()).collect()
 }
 
+/// Whether a process of this machine has this command line.
+fn runs(command: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    processes.filter_map(|path| fs::read(path.join("cmdline")).ok()).any(|line| line == command.as_bytes())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_a_pod_lives_its_life_on_runc() {
     let node = TestNode::new();
@@ -244,6 +250,13 @@ async fn privileged_a_pod_lives_its_life_on_runc() {
     assert!(matches!(slow, Err(Error::Deadline(_))), "{slow:?}");
     let none = pods.exec_sync(app.as_str(), words(&["/no/such/file"]), None).await;
     assert!(none.unwrap_err().chain().contains("failed to start exec process"));
+    let abandoned = tokio::spawn({
+        let (pods, app) = (pods.clone(), app.clone());
+        async move { pods.exec_sync(app.as_str(), words(&["/bin/sleep", "7654321"]), None).await }
+    });
+    until("the command runs", || runs("/bin/sleep\x007654321\0")).await;
+    abandoned.abort();
+    until("a command that nobody waits for is gone", || !runs("/bin/sleep\x007654321\0")).await;
 
     let request = StreamRequest { command: words(&["/bin/cat"]), stdin: true, stdout: true, stderr: true, tty: false };
     let mut session = pods.exec(app.as_str(), request).await.unwrap();

@@ -10,6 +10,7 @@ use crate::{
     model::{ExecOutput, StreamRequest},
     ops::stream::Exec,
     record::ContainerRecord,
+    request::Reply,
     world::{World, within},
 };
 
@@ -17,19 +18,34 @@ use crate::{
 /// away, so that the command does not block on a full pipe.
 const KEPT: usize = (16 << 20) - 1024;
 
-/// Runs the command. Past `timeout` it and all that it started is killed.
+/// Runs the command and answers. Past `timeout`, or once nobody waits for the answer, it and all that it started is killed:
+/// a probe whose client was restarted must not go on for ever.
 pub(crate) async fn run(
     world: &World,
     clients: Clients,
     container: &ContainerRecord,
     command: Vec<String>,
     timeout: Option<Duration>,
+    mut reply: Reply<ExecOutput>,
+) {
+    let ended = execute(world, clients, container, command, timeout, reply.closed()).await;
+    // Nobody may be there to hear it.
+    drop(reply.send(ended));
+}
+
+async fn execute(
+    world: &World,
+    clients: Clients,
+    container: &ContainerRecord,
+    command: Vec<String>,
+    timeout: Option<Duration>,
+    abandoned: impl Future<Output = ()>,
 ) -> Result<ExecOutput, Error> {
     let request = StreamRequest { command, stdin: false, stdout: true, stderr: true, tty: false };
     let (exec, stream) = Exec::start(clients, container, &request).await?;
     // Held to the end: dropping the input would say that the attach is over.
     let _input = stream.stdin;
-    let ended = finish(world, &exec, stream.output, timeout).await;
+    let ended = finish(world, &exec, stream.output, timeout, abandoned).await;
     exec.delete().await;
     ended
 }
@@ -39,6 +55,7 @@ async fn finish(
     exec: &Exec,
     output: AttachOutput,
     timeout: Option<Duration>,
+    abandoned: impl Future<Output = ()>,
 ) -> Result<ExecOutput, Error> {
     let deadline = async {
         match timeout {
@@ -47,7 +64,7 @@ async fn finish(
         }
     };
     let (exit, collecting) = (exec.wait(), collect(output));
-    tokio::pin!(deadline, exit, collecting);
+    tokio::pin!(deadline, exit, collecting, abandoned);
     let mut collected = None;
     let exit_code = loop {
         tokio::select! {
@@ -55,10 +72,13 @@ async fn finish(
             code = &mut exit => break code?,
             all = &mut collecting, if collected.is_none() => collected = Some(all),
             () = &mut deadline => {
-                exec.kill().await?;
-                within(world.config.timeouts.kill, || "kill exec process".to_owned(), exit).await?;
+                end(world, exec, exit).await?;
                 let limit = timeout.unwrap_or_default();
                 return Err(Error::Deadline(format!("timeout {limit:?} exceeded: context deadline exceeded")));
+            }
+            () = &mut abandoned => {
+                end(world, exec, exit).await?;
+                return Err(Error::plain("the client did not wait for the command"));
             }
         }
     };
@@ -72,6 +92,12 @@ async fn finish(
         })?,
     };
     Ok(ExecOutput { stdout, stderr, exit_code })
+}
+
+/// Kills the command and sees it end.
+async fn end(world: &World, exec: &Exec, exit: impl Future<Output = Result<i32, Error>>) -> Result<(), Error> {
+    exec.kill().await?;
+    within(world.config.timeouts.kill, || "kill exec process".to_owned(), exit).await.map(drop)
 }
 
 async fn collect(mut output: AttachOutput) -> (Vec<u8>, Vec<u8>) {

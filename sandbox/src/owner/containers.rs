@@ -116,7 +116,7 @@ impl Owner {
                 Ok((record, clients)) => {
                     let world = Arc::clone(&self.world);
                     self.streams.spawn(async move {
-                        answer(reply, ops::exec_sync::run(&world, clients, &record, command, timeout).await);
+                        ops::exec_sync::run(&world, clients, &record, command, timeout, reply).await;
                     });
                 }
                 Err(error) => answer(reply, Err(error)),
