@@ -3,6 +3,7 @@
 mod authority;
 mod connection;
 mod deadline;
+mod oversize;
 pub(crate) mod socket;
 
 use std::io;
@@ -37,6 +38,7 @@ pub(crate) async fn serve(
     });
     Server::builder()
         .layer(tower::layer::layer_fn(deadline::Deadline))
+        .layer(tower::layer::layer_fn(oversize::Oversize))
         .add_service(
             RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(receive).max_encoding_message_size(send),
         )

@@ -14,7 +14,7 @@ use super::{
         container::parse_container, image::to_sandbox_image, invalid, parse_name, parse_resources, required,
         status::to_container_status,
     },
-    errors::sandbox_status,
+    errors::{sandbox_status, shortened},
 };
 
 impl Cri {
@@ -29,7 +29,8 @@ impl Cri {
         spec.seccomp = self.seccomp_of(spec.seccomp)?;
         // An image is never pulled here: the kubelet has pulled it, or its policy is Never.
         let Some(found) = images(&image) else {
-            return Err(Status::not_found(format!("image {image:?} is not on the node; pull it first")));
+            let what = format!("image {image:?} is not on the node; pull it first");
+            return Err(Status::not_found(shortened(what)));
         };
         let id =
             self.pods.create_container(&pod, spec, to_sandbox_image(&found, image)).await.map_err(sandbox_status)?;

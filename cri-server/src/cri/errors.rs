@@ -44,7 +44,7 @@ pub(super) fn image_status(error: ImagesError) -> Status {
 }
 
 /// A longer text, of a runtime or with what the client sent, would cost the client the whole answer. Its end goes.
-fn shortened(mut text: String) -> String {
+pub(super) fn shortened(mut text: String) -> String {
     if text.len() > LONGEST {
         text.truncate(text.floor_char_boundary(LONGEST - "…".len()));
         text.push('…');

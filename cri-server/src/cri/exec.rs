@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::{
     Cri,
-    convert::{invalid, parse_name, parse_text},
+    convert::{invalid, parse_name, parse_words},
     errors::sandbox_status,
 };
 use crate::streaming::TokenError;
@@ -93,16 +93,16 @@ fn parse_command(command: Vec<String>) -> Result<Vec<String>, Status> {
     if command.is_empty() {
         return Err(invalid("cmd", "must not be empty"));
     }
-    command.into_iter().map(|word| parse_text(word, "cmd")).collect()
+    parse_words(command, "cmd")
 }
 
 /// CRI: at least one stream, and no stderr beside a terminal, which has only one output.
 fn parse_streams(request: StreamRequest) -> Result<StreamRequest, Status> {
     if !request.stdin && !request.stdout && !request.stderr {
-        return Err(Status::invalid_argument("one of stdin, stdout and stderr must be set"));
+        return Err(invalid("stdin, stdout, stderr", "one of them must be set"));
     }
     if request.tty && request.stderr {
-        return Err(Status::invalid_argument("tty and stderr cannot both be set"));
+        return Err(invalid("tty, stderr", "cannot both be set: a terminal has one output"));
     }
     Ok(request)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ::image_service::images::PullRequest;
+use ::image_service::images::{PullError, PullRequest};
 use api::cri;
 use serde_json::json;
 use tokio_stream::Stream;
@@ -12,9 +12,9 @@ use super::{
     Cri,
     convert::{
         image::{parse_credentials, to_image},
-        parse_name, required, to_nanoseconds,
+        invalid, parse_name, required, to_nanoseconds,
     },
-    errors::{image_status, pull_status},
+    errors::{chain, image_status, pull_status},
     list::in_batches,
 };
 
@@ -62,7 +62,10 @@ impl Cri {
             credentials: parse_credentials(request.auth),
             snapshotter: self.config.runtime.handlers.get(handler).and_then(|handler| handler.snapshotter.clone()),
         };
-        let pulled = self.images.pull(request).await.map_err(pull_status)?;
+        let pulled = self.images.pull(request).await.map_err(|error| match error {
+            PullError::Reference { .. } => invalid("image.image", chain(&error)),
+            error => pull_status(error),
+        })?;
         Ok(cri::PullImageResponse { image_ref: pulled.id.to_string() })
     }
 

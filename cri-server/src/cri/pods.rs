@@ -12,7 +12,7 @@ use super::{
     Cri,
     convert::{
         image::to_sandbox_image,
-        parse_name, parse_resources,
+        invalid, parse_name, parse_resources,
         pod::parse_pod,
         required,
         security::parse_profile,
@@ -28,6 +28,10 @@ impl Cri {
         request: cri::RunPodSandboxRequest,
     ) -> Result<cri::RunPodSandboxResponse, Status> {
         let mut spec = parse_pod(required(request.config, "config")?, request.runtime_handler)?;
+        if !spec.handler.is_empty() && !self.pods.handlers().contains_key(&spec.handler) {
+            let what = format_args!("no runtime for {:?} is configured", spec.handler);
+            return Err(invalid("runtime_handler", what));
+        }
         spec.seccomp = self.seccomp_of(spec.seccomp)?;
         let pause = self.pause_image().await?;
         let image = to_sandbox_image(&pause, self.config.images.pause_image.clone());

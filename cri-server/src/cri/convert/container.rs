@@ -7,7 +7,8 @@ use tonic::Status;
 use super::{
     invalid,
     mount::{Images, parse_mount},
-    parse_enum, parse_identifier, parse_map, parse_name, parse_resources, parse_text, required,
+    parse_enum, parse_host_path, parse_identifier, parse_marks, parse_name, parse_path, parse_resources, parse_text,
+    parse_texts, parse_word, parse_words, required,
     security::{RunAsFields, parse_namespaces, parse_profile, parse_run_as, parse_selinux},
 };
 
@@ -22,23 +23,26 @@ pub(in crate::cri) fn parse_container(
     let context = linux.security_context.unwrap_or_default();
     let capabilities = context.capabilities.unwrap_or_default();
     let field = "config.linux.security_context";
-    let texts = |values: Vec<String>, name: &str| {
-        values.into_iter().map(|value| parse_text(value, name)).collect::<Result<Vec<_>, _>>()
-    };
+    let (labels, annotations) = parse_marks(config.labels, config.annotations, "config")?;
+    let capability = |names, of: &str| parse_texts(names, &format!("{field}.capabilities.{of}"));
     let spec = ContainerSpec {
         name: ContainerName {
             name: parse_identifier(metadata.name, "config.metadata.name")?,
             attempt: metadata.attempt,
         },
-        command: texts(config.command, "config.command")?,
-        args: texts(config.args, "config.args")?,
+        command: parse_words(config.command, "config.command")?,
+        args: parse_words(config.args, "config.args")?,
         working_dir: parse_text(config.working_dir, "config.working_dir")?,
         env: config.envs.into_iter().map(parse_env).collect::<Result<_, _>>()?,
         mounts: config.mounts.into_iter().map(|mount| parse_mount(mount, images)).collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().map(parse_device).collect::<Result<_, _>>()?,
-        cdi_devices: config.cdi_devices.into_iter().map(|device| device.name).collect(),
-        labels: parse_map(config.labels, "config.labels")?,
-        annotations: parse_map(config.annotations, "config.annotations")?,
+        cdi_devices: config
+            .cdi_devices
+            .into_iter()
+            .map(|device| parse_name(device.name, "config.CDI_devices.name"))
+            .collect::<Result<_, _>>()?,
+        labels,
+        annotations,
         log_path: parse_log_path(config.log_path)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -46,9 +50,9 @@ pub(in crate::cri) fn parse_container(
         stop_signal: parse_stop_signal(config.stop_signal)?,
         resources: parse_resources(linux.resources.unwrap_or_default(), "config.linux.resources")?,
         capabilities: Capabilities {
-            add: capabilities.add_capabilities,
-            drop: capabilities.drop_capabilities,
-            add_ambient: capabilities.add_ambient_capabilities,
+            add: capability(capabilities.add_capabilities, "add_capabilities")?,
+            drop: capability(capabilities.drop_capabilities, "drop_capabilities")?,
+            add_ambient: capability(capabilities.add_ambient_capabilities, "add_ambient_capabilities")?,
         },
         privileged: context.privileged,
         namespaces: parse_namespaces(context.namespace_options, &format!("{field}.namespace_options"))?,
@@ -64,11 +68,11 @@ pub(in crate::cri) fn parse_container(
         )?,
         readonly_rootfs: context.readonly_rootfs,
         no_new_privs: context.no_new_privs,
-        masked_paths: context.masked_paths,
-        readonly_paths: context.readonly_paths,
+        masked_paths: parse_texts(context.masked_paths, &format!("{field}.masked_paths"))?,
+        readonly_paths: parse_texts(context.readonly_paths, &format!("{field}.readonly_paths"))?,
         seccomp: parse_profile(context.seccomp, &context.seccomp_profile_path, &format!("{field}.seccomp"))?,
         apparmor: parse_profile(context.apparmor, &context.apparmor_profile, &format!("{field}.apparmor"))?,
-        selinux: parse_selinux(context.selinux_options),
+        selinux: parse_selinux(context.selinux_options, &format!("{field}.selinux_options"))?,
     };
     Ok((spec, image))
 }
@@ -82,7 +86,7 @@ fn parse_env(entry: cri::KeyValue) -> Result<(String, String), Status> {
     }
     let value = String::from_utf8(entry.value)
         .map_err(|_| invalid(&format!("{field}.value"), format_args!("of {key:?} is not UTF-8")))?;
-    Ok((key, parse_text(value, &format!("{field}.value"))?))
+    Ok((key, parse_word(value, &format!("{field}.value"))?))
 }
 
 fn parse_device(device: cri::Device) -> Result<Device, Status> {
@@ -93,14 +97,14 @@ fn parse_device(device: cri::Device) -> Result<Device, Status> {
     }
     Ok(Device {
         container_path: parse_name(device.container_path, &format!("{field}.container_path"))?,
-        host_path: parse_name(device.host_path, &format!("{field}.host_path"))?,
+        host_path: parse_host_path(device.host_path, &format!("{field}.host_path"))?,
         permissions: device.permissions,
     })
 }
 
 /// Relative to the pod's log directory, and never above it.
 fn parse_log_path(path: String) -> Result<String, Status> {
-    let path = parse_text(path, "config.log_path")?;
+    let path = parse_path(path, "config.log_path")?;
     if path.starts_with('/') || path.split('/').any(|part| part == "..") {
         let what = format_args!("{path:?} must be relative to the pod's log directory, without \"..\"");
         return Err(invalid("config.log_path", what));

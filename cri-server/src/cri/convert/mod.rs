@@ -20,9 +20,12 @@ use sandbox::model::{Resources, StringMap};
 use serde_json::json;
 use tonic::Status;
 
+use super::errors::shortened;
+
 /// InvalidArgument about `field`.
 pub(super) fn invalid(field: &str, what: impl std::fmt::Display) -> Status {
-    Status::invalid_argument(format!("{field}: {what}"))
+    // It quotes what the client sent, which has any length.
+    Status::invalid_argument(shortened(format!("{field}: {what}")))
 }
 
 /// The message that a client must set.
@@ -53,6 +56,64 @@ pub(super) fn parse_identifier(text: String, field: &str) -> Result<String, Stat
         return Err(invalid(field, format_args!("{text:?} must not contain slashes or control characters")));
     }
     Ok(text)
+}
+
+/// A path below which something of ours is made: a line of text that the kernel takes (PATH_MAX, with its end).
+pub(super) fn parse_path(path: String, field: &str) -> Result<String, Status> {
+    const LONGEST: usize = 4095;
+    if path.len() > LONGEST {
+        return Err(invalid(field, format_args!("is {} bytes long, the kernel takes {LONGEST}", path.len())));
+    }
+    if path.chars().any(char::is_control) {
+        return Err(invalid(field, format_args!("{path:?} must not contain control characters")));
+    }
+    Ok(path)
+}
+
+/// The daemon's working directory is nobody's business.
+pub(super) fn parse_host_path(path: String, field: &str) -> Result<String, Status> {
+    let path = parse_name(path, field)?;
+    if path.starts_with('/') {
+        Ok(path)
+    } else {
+        Err(invalid(field, format_args!("{path:?} must be an absolute path")))
+    }
+}
+
+/// A word of a command line or of an environment. execve(2) takes 32 pages of each, with its end.
+pub(super) fn parse_word(word: String, field: &str) -> Result<String, Status> {
+    let longest = rustix::param::page_size() * 32 - 1;
+    if word.len() > longest {
+        return Err(invalid(field, format_args!("a word is {} bytes long, the kernel takes {longest}", word.len())));
+    }
+    parse_text(word, field)
+}
+
+pub(super) fn parse_words(words: Vec<String>, field: &str) -> Result<Vec<String>, Status> {
+    words.into_iter().map(|word| parse_word(word, field)).collect()
+}
+
+pub(super) fn parse_texts(texts: Vec<String>, field: &str) -> Result<Vec<String>, Status> {
+    texts.into_iter().map(|text| parse_text(text, field)).collect()
+}
+
+/// Labels and annotations of one pod or container, which are in every list: a few large ones would make the list larger
+/// than the 16 MiB of a message, for all clients. Kubernetes itself takes 256 KiB of annotations.
+pub(super) fn parse_marks(
+    labels: HashMap<String, String>,
+    annotations: HashMap<String, String>,
+    field: &str,
+) -> Result<(StringMap, StringMap), Status> {
+    const MOST: usize = 1 << 20;
+    let size = |map: &HashMap<String, String>| map.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+    let (of_labels, of_annotations) = (size(&labels), size(&annotations));
+    if of_labels + of_annotations > MOST {
+        let larger = if of_labels > of_annotations { "labels" } else { "annotations" };
+        let what =
+            format_args!("labels and annotations are {} bytes, at most {MOST} are taken", of_labels + of_annotations);
+        return Err(invalid(&format!("{field}.{larger}"), what));
+    }
+    Ok((parse_map(labels, &format!("{field}.labels"))?, parse_map(annotations, &format!("{field}.annotations"))?))
 }
 
 /// An enum's value, which protobuf leaves open.
@@ -108,9 +169,25 @@ pub(super) fn parse_resources(linux: cri::LinuxContainerResources, field: &str) 
         memory_limit: linux.memory_limit_in_bytes,
         memory_swap_limit: linux.memory_swap_limit_in_bytes,
         oom_score_adj: linux.oom_score_adj,
-        hugepage_limits: linux.hugepage_limits.into_iter().map(|limit| (limit.page_size, limit.limit)).collect(),
-        unified: parse_map(linux.unified, &format!("{field}.unified"))?,
+        hugepage_limits: linux
+            .hugepage_limits
+            .into_iter()
+            .map(|limit| {
+                // A part of the cgroup file's name.
+                let size = parse_identifier(limit.page_size, &format!("{field}.hugepage_limits.page_size"))?;
+                Ok((size, limit.limit))
+            })
+            .collect::<Result<_, Status>>()?,
+        unified: parse_unified(linux.unified, &format!("{field}.unified"))?,
     })
+}
+
+/// Files of the container's cgroup with what is to be written there: names, not paths.
+fn parse_unified(unified: HashMap<String, String>, field: &str) -> Result<StringMap, Status> {
+    if let Some(name) = unified.keys().find(|name| name.is_empty() || name.contains('/')) {
+        return Err(invalid(field, format_args!("{name:?} is not the name of a cgroup file")));
+    }
+    parse_map(unified, field)
 }
 
 pub(super) fn to_resources(resources: &Resources) -> cri::LinuxContainerResources {
@@ -184,6 +261,25 @@ mod tests {
         let status = parse_identifier("a/b".into(), "config.metadata.name").unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
         assert_eq!(status.message(), "config.metadata.name: \"a/b\" must not contain slashes or control characters");
+    }
+
+    #[test]
+    fn what_is_too_much_for_a_list_or_for_the_kernel_is_refused() {
+        let map = |bytes: usize| HashMap::from([("a".to_owned(), "x".repeat(bytes - 1))]);
+        assert!(parse_marks(map(1 << 19), map(1 << 19), "config").is_ok());
+        let status = parse_marks(map(1 << 19), map((1 << 19) + 1), "config").unwrap_err();
+        assert_eq!(
+            status.message(),
+            "config.annotations: labels and annotations are 1048577 bytes, at most 1048576 are taken"
+        );
+        let longest = rustix::param::page_size() * 32 - 1;
+        assert!(parse_word("x".repeat(longest), "cmd").is_ok());
+        assert!(parse_word("x".repeat(longest + 1), "cmd").unwrap_err().message().starts_with("cmd: a word is "));
+        assert!(parse_path("x".repeat(4095), "f").is_ok());
+        assert!(parse_path("x".repeat(4096), "f").is_err());
+        let unified = |name: &str| parse_unified(HashMap::from([(name.to_owned(), "1".to_owned())]), "f");
+        assert!(unified("memory.high").is_ok());
+        assert!(unified("../memory.high").is_err());
     }
 
     #[test]

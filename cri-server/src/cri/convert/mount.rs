@@ -8,10 +8,11 @@ use sandbox::model::{ImageVolume, Propagation, VolumeMount};
 use tonic::Status;
 
 use super::{
-    invalid, parse_enum, parse_map, parse_name, parse_text,
+    invalid, parse_enum, parse_host_path, parse_map, parse_name, parse_text,
     security::{parse_mapping, to_mapping},
     to_map,
 };
+use crate::cri::errors::shortened;
 
 /// Looks up an image of the node by any of its names.
 pub(in crate::cri) type Images<'a> = dyn Fn(&str) -> Option<Arc<Image>> + 'a;
@@ -36,7 +37,7 @@ pub(super) fn parse_mount(mut mount: cri::Mount, images: &Images<'_>) -> Result<
     }
     let host_path = match &image {
         Some(_) => String::new(),
-        None => parse_name(mount.host_path, &format!("{FIELD}.host_path"))?,
+        None => parse_host_path(mount.host_path, &format!("{FIELD}.host_path"))?,
     };
     Ok(VolumeMount {
         container_path: parse_name(mount.container_path, &format!("{FIELD}.container_path"))?,
@@ -69,7 +70,7 @@ fn parse_image(spec: cri::ImageSpec, mount: &cri::Mount, images: &Images<'_>) ->
     let sub_path = parse_sub_path(&mount.image_sub_path)?;
     let Some(image) = images(&requested) else {
         let what = format!("{IMAGE_FAILED}: {FIELD}.image: image {requested:?} is not on the node; pull it first");
-        return Err(Status::not_found(what));
+        return Err(Status::not_found(shortened(what)));
     };
     Ok(ImageVolume {
         requested,

@@ -5,7 +5,7 @@ use sandbox::model::{Dns, PodName, PodSpec, PortMapping, Protocol, StringMap};
 use tonic::Status;
 
 use super::{
-    invalid, parse_enum, parse_identifier, parse_map, parse_resources, parse_text, required,
+    invalid, parse_enum, parse_identifier, parse_map, parse_marks, parse_path, parse_resources, parse_text, required,
     security::{RunAsFields, parse_namespaces, parse_profile, parse_run_as, parse_selinux},
 };
 
@@ -14,6 +14,7 @@ pub(in crate::cri) fn parse_pod(config: cri::PodSandboxConfig, handler: String) 
     let linux = config.linux.unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     let field = "config.linux.security_context";
+    let (labels, annotations) = parse_marks(config.labels, config.annotations, "config")?;
     Ok(PodSpec {
         name: PodName {
             name: parse_identifier(metadata.name, "config.metadata.name")?,
@@ -25,8 +26,8 @@ pub(in crate::cri) fn parse_pod(config: cri::PodSandboxConfig, handler: String) 
         log_directory: parse_absolute(config.log_directory, "config.log_directory")?,
         dns: config.dns_config.map(parse_dns).transpose()?,
         port_mappings: config.port_mappings.into_iter().map(parse_port).collect::<Result<_, _>>()?,
-        labels: parse_map(config.labels, "config.labels")?,
-        annotations: parse_map(config.annotations, "config.annotations")?,
+        labels,
+        annotations,
         cgroup_parent: parse_cgroup_parent(linux.cgroup_parent)?,
         sysctls: parse_sysctls(parse_map(linux.sysctls, "config.linux.sysctls")?)?,
         namespaces: parse_namespaces(context.namespace_options, &format!("{field}.namespace_options"))?,
@@ -44,7 +45,7 @@ pub(in crate::cri) fn parse_pod(config: cri::PodSandboxConfig, handler: String) 
         privileged: context.privileged,
         seccomp: parse_profile(context.seccomp, &context.seccomp_profile_path, &format!("{field}.seccomp"))?,
         apparmor: parse_profile(context.apparmor, "", &format!("{field}.apparmor"))?,
-        selinux: parse_selinux(context.selinux_options),
+        selinux: parse_selinux(context.selinux_options, &format!("{field}.selinux_options"))?,
         overhead: linux.overhead.map(|r| parse_resources(r, "config.linux.overhead")).transpose()?,
         resources: linux.resources.map(|r| parse_resources(r, "config.linux.resources")).transpose()?,
         handler: parse_text(handler, "runtime_handler")?,
@@ -65,7 +66,7 @@ fn parse_hostname(hostname: String) -> Result<String, Status> {
 
 /// A path below which files of the host are made: absolute, and never above itself.
 fn parse_absolute(path: String, field: &str) -> Result<String, Status> {
-    let path = parse_text(path, field)?;
+    let path = parse_path(path, field)?;
     if path.is_empty() {
         return Ok(path);
     }
@@ -77,7 +78,7 @@ fn parse_absolute(path: String, field: &str) -> Result<String, Status> {
 
 fn parse_cgroup_parent(path: String) -> Result<String, Status> {
     let field = "config.linux.cgroup_parent";
-    let path = parse_text(path, field)?;
+    let path = parse_path(path, field)?;
     if path.split('/').any(|part| part == "..") {
         return Err(invalid(field, format_args!("{path:?} must not contain \"..\"")));
     }

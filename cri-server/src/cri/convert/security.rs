@@ -161,10 +161,19 @@ pub(in crate::cri) fn parse_profile(
 }
 
 /// `None` when the client set nothing in it.
-pub(in crate::cri) fn parse_selinux(options: Option<cri::SeLinuxOption>) -> Option<Selinux> {
-    let options = options?;
-    let selinux = Selinux { user: options.user, role: options.role, kind: options.r#type, level: options.level };
-    (selinux != Selinux::default()).then_some(selinux)
+pub(in crate::cri) fn parse_selinux(
+    options: Option<cri::SeLinuxOption>,
+    field: &str,
+) -> Result<Option<Selinux>, Status> {
+    let Some(options) = options else { return Ok(None) };
+    let part = |text: String, name: &str| parse_text(text, &format!("{field}.{name}"));
+    let selinux = Selinux {
+        user: part(options.user, "user")?,
+        role: part(options.role, "role")?,
+        kind: part(options.r#type, "type")?,
+        level: part(options.level, "level")?,
+    };
+    Ok((selinux != Selinux::default()).then_some(selinux))
 }
 
 #[cfg(test)]
