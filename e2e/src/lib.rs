@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod command;
+pub mod crictl;
 pub mod crilog;
 pub mod fixture;
 pub mod image;
@@ -15,5 +16,7 @@ pub mod layer;
 pub mod leakcheck;
 pub mod node;
 pub mod push;
+pub mod refusals;
 pub mod registry;
+pub mod streams;
 pub mod wait;

@@ -43,6 +43,8 @@ pub struct Settings {
     pub pause_image: String,
     /// The OCI runtime; empty is runc.
     pub runc: String,
+    /// Further lines of the CRI plugin's table.
+    pub cri: String,
 }
 
 pub struct TestNode {
@@ -74,7 +76,7 @@ impl TestNode {
         let suffix = unique.strip_prefix("windlass-").expect("the prefix just given");
         // A link's name has at most 15 bytes.
         let leakcheck = Leakcheck::new(dir.path(), &unique, &unique, &format!("wl{suffix}"));
-        let settings = Settings { pause_image: PAUSE.into(), runc: String::new() };
+        let settings = Settings { pause_image: PAUSE.into(), runc: String::new(), cri: String::new() };
         let subnet = free_subnet();
         let node = TestNode { settings, registry, leakcheck, dir, subnet, daemon: None, client: None, _turn: turn };
         for name in ["root", "state", "runc", "net.d", "cni-bin", "ipam", "logs"] {
@@ -203,6 +205,11 @@ impl TestNode {
         self.client.clone().expect("the daemon serves")
     }
 
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").id()
+    }
+
     /// A pod with this name: its own uid, cgroup and log directory of the node, on the node's network.
     pub fn pod(&self, name: &str) -> cri::PodSandboxConfig {
         let log_directory = self.path("logs").join(name);
@@ -286,6 +293,7 @@ address = "{socket}"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{pause}"
 netns_mounts_under_state_dir = true
+{cri}
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -301,6 +309,7 @@ config_path = "{certs}"
             state = at("state"),
             socket = self.socket().display(),
             pause = self.settings.pause_image,
+            cri = self.settings.cri,
             runc = self.settings.runc,
             runc_root = at("runc"),
             plugins = plugins.join(", "),

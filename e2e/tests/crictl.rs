@@ -1,137 +1,16 @@
-//! The real crictl drives the daemon with no flag but the endpoint. `CRICTL` names the binary; else it is on `PATH`.
-
-#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
+//! The real crictl drives the daemon through a pod's life, and follows what goes on in it.
 
 use std::{
-    ffi::CStr,
-    fs::{self, File, OpenOptions},
-    io::{Read, Write},
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    fs::{self, File},
+    process::Stdio,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fs::OFlags,
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-};
-use serde_json::{Value, json};
+use serde_json::json;
 use windlass_e2e::{
-    command::{self, Answer},
+    crictl::{Crictl, container_file, pod_file},
     node::{BUSYBOX, PROBE, TestNode},
     wait::{self, SOON},
 };
-
-fn binary() -> String {
-    std::env::var("CRICTL").unwrap_or_else(|_| "crictl".into())
-}
-
-/// crictl of one node.
-struct Crictl {
-    endpoint: String,
-}
-
-impl Crictl {
-    fn of(node: &TestNode) -> Crictl {
-        Crictl { endpoint: node.endpoint() }
-    }
-
-    fn answer(&self, arguments: &[&str]) -> Answer {
-        command::answer(&binary(), &[&["--runtime-endpoint", self.endpoint.as_str()][..], arguments].concat())
-    }
-
-    /// The output of a command that has to succeed.
-    fn run(&self, arguments: &[&str]) -> String {
-        command::run(&binary(), &[&["--runtime-endpoint", self.endpoint.as_str()][..], arguments].concat())
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.run(arguments)).unwrap()
-    }
-
-    /// Runs a command on a terminal, types `input` there once `prompt` was printed, and gives what was printed and the exit code.
-    fn on_a_terminal(&self, arguments: &[&str], prompt: &str, input: &str) -> (String, Option<i32>) {
-        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&terminal).unwrap();
-        unlockpt(&terminal).unwrap();
-        let name = ptsname(&terminal, Vec::new()).unwrap();
-        let side = open_side(&name);
-        let mut child = Command::new(binary())
-            .args(["--runtime-endpoint", &self.endpoint])
-            .args(arguments)
-            .stdin(Stdio::from(side.try_clone().unwrap()))
-            .stdout(Stdio::from(side.try_clone().unwrap()))
-            .stderr(Stdio::from(side))
-            .spawn()
-            .unwrap();
-        let mut terminal = File::from(terminal);
-        let (mut printed, mut typed) = (String::new(), false);
-        let end = Instant::now() + Duration::from_secs(60);
-        loop {
-            if !typed && printed.contains(prompt) {
-                terminal.write_all(input.as_bytes()).unwrap();
-                typed = true;
-            }
-            if !readable(&terminal) {
-                if child.try_wait().unwrap().is_some() {
-                    break;
-                }
-                if Instant::now() > end {
-                    child.kill().unwrap();
-                    printed.push_str("\n(did not end, and was killed)");
-                    break;
-                }
-                continue;
-            }
-            let mut buffer = [0; 4096];
-            // EIO: the last process has closed its side.
-            let length = terminal.read(&mut buffer).unwrap_or(0);
-            if length == 0 {
-                break;
-            }
-            printed.push_str(&String::from_utf8_lossy(&buffer[..length]));
-        }
-        // A killed one has no exit code, which no caller expects.
-        (printed, child.wait().unwrap().code())
-    }
-}
-
-fn open_side(name: &CStr) -> File {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = i32::try_from(OFlags::NOCTTY.bits()).unwrap();
-    OpenOptions::new().read(true).write(true).custom_flags(flags).open(name.to_str().unwrap()).unwrap()
-}
-
-/// Whether there is output within a tenth of a second.
-fn readable(terminal: &File) -> bool {
-    let mut fds = [PollFd::new(terminal, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 })).unwrap() > 0
-}
-
-fn write(path: &Path, value: &Value) -> String {
-    fs::write(path, serde_json::to_vec_pretty(value).unwrap()).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-fn pod_file(node: &TestNode, name: &str) -> String {
-    let config = json!({
-        "metadata": {"name": name, "uid": format!("uid-{name}"), "namespace": "default", "attempt": 0},
-        "log_directory": node.path("logs"),
-        "linux": {"cgroup_parent": format!("/{}", node.leakcheck.cgroup_parent)},
-    });
-    write(&node.path("pod.json"), &config)
-}
-
-fn container_file(node: &TestNode, name: &str, image: &str, command: &[&str]) -> String {
-    let config = json!({
-        "metadata": {"name": name, "attempt": 0},
-        "image": {"image": image},
-        "command": command,
-        "log_path": format!("{name}.log"),
-    });
-    write(&node.path(&format!("{name}.json")), &config)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_crictl_drives_a_pod_through_its_whole_life() {
@@ -234,15 +113,8 @@ async fn privileged_exec_with_input_from_a_pipe_gets_all_of_it_and_its_end() {
     let app_config = container_file(&node, "app", BUSYBOX, &["sleep", "1000"]);
     let app = crictl.run(&["create", &pod, &app_config, &pod_config]).trim().to_owned();
     crictl.run(&["start", &app]);
-    let mut child = Command::new(binary())
-        .args(["--runtime-endpoint", &node.endpoint(), "exec", "-i", &app, "wc", "-c"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
     // More than any buffer on the way holds.
-    child.stdin.take().unwrap().write_all(&vec![b'x'; 1 << 20]).unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = crictl.fed(&["exec", "-i", &app, "wc", "-c"], &vec![b'x'; 1 << 20]);
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), (1 << 20).to_string());
     assert!(output.status.success());
     node.remove_all_pods().await;
@@ -259,12 +131,7 @@ async fn privileged_logs_can_be_followed_to_the_end_of_the_container() {
     let app_config = container_file(&node, "app", PROBE, &["/probe", "count"]);
     let app = crictl.run(&["create", &pod, &app_config, &pod_config]).trim().to_owned();
     crictl.run(&["start", &app]);
-    let follow = Command::new(binary())
-        .args(["--runtime-endpoint", &node.endpoint(), "logs", "-f", &app])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let follow = crictl.command(&["logs", "-f", &app]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     wait::until_ok("five lines are logged", SOON, || {
         let lines = windlass_e2e::crilog::read(&node.path("logs/app.log")).len();
         if lines >= 5 { Ok(()) } else { Err(format!("{lines}")) }
@@ -290,12 +157,7 @@ async fn privileged_attach_shows_what_the_container_prints_from_then_on() {
     let app_config = container_file(&node, "app", PROBE, &["/probe", "count"]);
     let app = crictl.run(&["create", &pod, &app_config, &pod_config]).trim().to_owned();
     crictl.run(&["start", &app]);
-    let attached = Command::new(binary())
-        .args(["--runtime-endpoint", &node.endpoint(), "attach", &app])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let attached = crictl.command(&["attach", &app]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     wait::until_ok("ten lines are logged", SOON, || {
         let lines = windlass_e2e::crilog::read(&node.path("logs/app.log")).len();
         if lines >= 10 { Ok(()) } else { Err(format!("{lines}")) }
@@ -319,12 +181,8 @@ async fn privileged_events_show_containers_come_and_go() {
     let pod = crictl.run(&["runp", &pod_config]).trim().to_owned();
     let app_config = container_file(&node, "app", BUSYBOX, &["sleep", "1000"]);
     let shown = node.path("events");
-    let mut events = Command::new(binary())
-        .args(["--runtime-endpoint", &crictl.endpoint, "events"])
-        .stdout(File::create(&shown).unwrap())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut events =
+        crictl.command(&["events"]).stdout(File::create(&shown).unwrap()).stderr(Stdio::null()).spawn().unwrap();
     // crictl does not say when it listens, so one container comes and goes until one has been seen.
     let seen = wait::until_ok("crictl shows a container that comes and goes", SOON, || {
         let app = crictl.run(&["create", &pod, &app_config, &pod_config]).trim().to_owned();

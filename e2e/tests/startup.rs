@@ -56,3 +56,26 @@ async fn privileged_a_root_that_containerd_wrote_is_refused_and_left_as_it_was()
     assert_eq!(fs::read_dir(&theirs).unwrap().count(), 1, "nothing was added");
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_bad_certificate_for_streams_is_told_by_check_and_refused_at_start() {
+    let mut node = TestNode::start().await;
+    let missing = node.path("missing.crt");
+    let text = fs::read_to_string(node.path("config.toml")).unwrap();
+    let pair = format!(
+        "enable_tls_streaming = true\nx509_key_pair_streaming.tls_cert_file = {missing:?}\n\
+         x509_key_pair_streaming.tls_key_file = {missing:?}\nnetns_mounts"
+    );
+    node.terminate().await;
+    let file = node.path("tls.toml");
+    fs::write(&file, text.replacen("netns_mounts", &pair, 1)).unwrap();
+    let expected = format!("x509_key_pair_streaming.tls_cert_file: read {}: No such file", missing.display());
+    let checked = Command::new(binary("windlass")).args(["config", "check", "--config"]).arg(&file).output().unwrap();
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(said.contains(&expected), "{said}");
+    let said = refused(&file);
+    assert!(said.contains(&expected), "{said}");
+    node.boot().await;
+    node.finish().await;
+}
