@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "bootstrap.proto",
     "events.proto",
     "events_ttrpc.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 11] = [
     "process.proto",
     "rpc_status.proto",
     "runc.proto",
+    "runtimeoptions.proto",
     "task_v2.proto",
     "task_v3.proto",
     "ttrpc.proto",

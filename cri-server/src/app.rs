@@ -17,7 +17,7 @@ use std::{
 };
 
 use image_service::images::{self, Images};
-use sandbox::{Pods, launcher::ShimLauncher, network::Cni, stats::Stats};
+use sandbox::{Pods, events::Ooms, launcher::ShimLauncher, network::Cni, stats::Stats};
 use snapshotter::{Native, Overlayfs, OverlayfsOptions, Snapshotter};
 use store::{Namespace, Store};
 use thiserror::Error;
@@ -95,7 +95,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
         Images::open(wiring::images(&config), store.clone(), snapshotters.clone()).await.map_err(AppError::Images)?;
     let sandbox = sandbox::features::probe(wiring::sandbox(&config)).await;
     let network = Arc::new(Cni::new(wiring::cni(&config)));
-    let launcher = Arc::new(ShimLauncher::new(sandbox.clone()));
+    let ooms = Ooms::default();
+    let launcher = Arc::new(ShimLauncher::new(sandbox.clone(), ooms.clone()));
     let pods = Pods::open(sandbox, store.clone(), snapshotters, network, launcher).await.map_err(AppError::Pods)?;
     let streaming = Streaming::bind(&config.streaming, pods.clone()).await.map_err(AppError::Streaming)?;
     let owner = socket::Owner { uid: config.grpc.uid, gid: config.grpc.gid };
@@ -114,7 +115,7 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
         shutdown: shutdown.clone(),
     };
     let streams = tokio::spawn(streaming.serve(shutdown.clone()));
-    let events = tokio::spawn(sandbox::events::serve(events, shutdown.clone()));
+    let events = tokio::spawn(sandbox::events::serve(events, ooms, shutdown.clone()));
     let signals = tokio::spawn(stop_on_signal(shutdown.clone()).map_err(AppError::Signals)?);
     tracing::info!(socket = %config.grpc.address.display(), version = crate::VERSION, "serving");
     let serving = serve::serve(listener, &config.grpc, cri, shutdown.clone());

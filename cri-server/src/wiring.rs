@@ -98,11 +98,7 @@ fn handler(handler: &Handler, runtime: &Runtime) -> sandbox::Handler {
     sandbox::Handler {
         runtime_type: handler.runtime_type.clone(),
         runtime_path: handler.runtime_path.clone(),
-        binary_name: handler.options.binary_name.clone(),
-        root: handler.options.root.clone(),
-        systemd_cgroup: handler.options.systemd_cgroup,
-        no_pivot_root: handler.options.no_pivot_root,
-        no_new_keyring: handler.options.no_new_keyring,
+        options: handler.options.clone(),
         privileged_without_host_devices: handler.privileged_without_host_devices,
         snapshotter: handler.snapshotter.clone(),
         keep_privileged_ports: !runtime.unprivileged_ports,

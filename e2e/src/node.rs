@@ -45,6 +45,8 @@ pub struct Settings {
     pub runc: String,
     /// Further lines of the CRI plugin's table.
     pub cri: String,
+    /// The shim; empty is ours.
+    pub shim: String,
 }
 
 pub struct TestNode {
@@ -76,7 +78,8 @@ impl TestNode {
         let suffix = unique.strip_prefix("windlass-").expect("the prefix just given");
         // A link's name has at most 15 bytes.
         let leakcheck = Leakcheck::new(dir.path(), &unique, &unique, &format!("wl{suffix}"));
-        let settings = Settings { pause_image: PAUSE.into(), runc: String::new(), cri: String::new() };
+        let settings =
+            Settings { pause_image: PAUSE.into(), runc: String::new(), cri: String::new(), shim: String::new() };
         let subnet = free_subnet();
         let node = TestNode { settings, registry, leakcheck, dir, subnet, daemon: None, client: None, _turn: turn };
         for name in ["root", "state", "runc", "net.d", "cni-bin", "ipam", "logs"] {
@@ -296,6 +299,7 @@ netns_mounts_under_state_dir = true
 {cri}
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
+runtime_path = "{shim}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 BinaryName = "{runc}"
 Root = "{runc_root}"
@@ -311,6 +315,7 @@ config_path = "{certs}"
             pause = self.settings.pause_image,
             cri = self.settings.cri,
             runc = self.settings.runc,
+            shim = self.settings.shim,
             runc_root = at("runc"),
             plugins = plugins.join(", "),
             conf = at("net.d"),

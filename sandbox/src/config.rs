@@ -44,13 +44,7 @@ pub struct Handler {
     pub runtime_type: String,
     /// The shim's binary, if it is not to be found by its type.
     pub runtime_path: Option<PathBuf>,
-    /// The OCI runtime's binary; empty is `runc`.
-    pub binary_name: String,
-    /// The OCI runtime's `--root`; empty is the shim's default.
-    pub root: String,
-    pub systemd_cgroup: bool,
-    pub no_pivot_root: bool,
-    pub no_new_keyring: bool,
+    pub options: RuntimeOptions,
     pub privileged_without_host_devices: bool,
     pub snapshotter: Option<String>,
     /// Low ports of a pod's own network stay root's (`enable_unprivileged_ports = false`).
@@ -62,6 +56,69 @@ pub struct Handler {
     pub container_annotations: Vec<String>,
     /// What its runtime and this kernel can do ([`crate::features::probe`]).
     pub features: Features,
+}
+
+/// `runtimes.<name>.options`: whose they are depends on the runtime's type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeOptions {
+    Runc(RuncOptions),
+    Generic(GenericOptions),
+    /// Another runtime than runc, without any.
+    None,
+}
+
+/// The options of runc's shims.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuncOptions {
+    /// The OCI runtime's binary; empty is `runc`.
+    pub binary_name: String,
+    /// The OCI runtime's `--root`; empty is the shim's default.
+    pub root: String,
+    pub systemd_cgroup: bool,
+    pub no_pivot_root: bool,
+    pub no_new_keyring: bool,
+    /// The cgroup that the shim itself joins; empty is the one that it is started in.
+    pub shim_cgroup: String,
+    /// Who owns the pipes of containers without a user namespace.
+    pub io_uid: u32,
+    pub io_gid: u32,
+    pub criu_image_path: String,
+    pub criu_work_path: String,
+}
+
+/// The options of all other shims.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GenericOptions {
+    pub type_url: String,
+    pub config_path: String,
+    /// The whole table as TOML, if it names no path.
+    pub config_body: String,
+}
+
+impl Default for RuntimeOptions {
+    fn default() -> RuntimeOptions {
+        RuntimeOptions::Runc(RuncOptions::default())
+    }
+}
+
+impl Handler {
+    /// Whether systemd makes the cgroups of a pod with this parent. runc is told by its options; any other runtime has to
+    /// find out by the form of the path, which the kubelet chose by the driver that it was told.
+    pub fn systemd_cgroup(&self, parent: &str) -> bool {
+        match &self.options {
+            RuntimeOptions::Runc(options) => options.systemd_cgroup,
+            RuntimeOptions::Generic(_) | RuntimeOptions::None => parent.ends_with(".slice"),
+        }
+    }
+
+    /// The OCI runtime that the shim runs, as far as the options tell.
+    pub fn oci_runtime(&self) -> Option<&str> {
+        match &self.options {
+            RuntimeOptions::Runc(options) if options.binary_name.is_empty() => Some("runc"),
+            RuntimeOptions::Runc(options) => Some(&options.binary_name),
+            RuntimeOptions::Generic(_) | RuntimeOptions::None => None,
+        }
+    }
 }
 
 /// Deadlines of what leaves this process. None is ever infinite.

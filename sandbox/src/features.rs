@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, process::Stdio, time::Duration};
 use serde::Deserialize;
 use tokio::process::Command;
 
-use crate::{Config, Handler, host};
+use crate::{Config, host};
 
 /// How long the runtime may take to say what it can do.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -24,11 +24,8 @@ pub async fn probe(mut config: Config) -> Config {
     let kernel = host::kernel();
     let mut known: BTreeMap<String, Features> = BTreeMap::new();
     for (name, handler) in &mut config.handlers {
-        // Only runc's own shim says by its options which binary it runs.
-        if handler.runtime_type != "io.containerd.runc.v2" {
-            continue;
-        }
-        let binary = binary(handler);
+        // Only the options of runc's shims say which binary they run.
+        let Some(binary) = handler.oci_runtime().map(str::to_owned) else { continue };
         let features = match known.get(&binary) {
             Some(features) => *features,
             None => ask(&binary).await.map_or_else(
@@ -43,10 +40,6 @@ pub async fn probe(mut config: Config) -> Config {
         handler.features = features;
     }
     config
-}
-
-fn binary(handler: &Handler) -> String {
-    if handler.binary_name.is_empty() { "runc".to_owned() } else { handler.binary_name.clone() }
 }
 
 async fn ask(binary: &str) -> Result<Told, String> {

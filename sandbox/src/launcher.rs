@@ -7,10 +7,11 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use futures_util::future::BoxFuture;
 use oci_spec::runtime::LinuxResources;
-use shim::client::{Extension, TaskClient};
+use shim::client::{Streams, TaskClient, TaskStdio};
 
 use crate::{Error, Handler, model::Id};
 
+mod options;
 mod process;
 
 pub use process::ShimLauncher;
@@ -51,6 +52,13 @@ pub trait Shim: Send + Sync {
     /// Forgets an ended task and frees what it had. One that is gone is deleted.
     fn delete<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<(), Error>>;
 
+    /// Goes on with the stdio of a task that runs, or has ended while no daemon was there. `started` says that its creation
+    /// had come to its end. Nothing to do for shims that keep it by themselves.
+    fn resume(&self, task: NewTask, started: bool) -> BoxFuture<'_, Result<(), Error>> {
+        drop((task, started));
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Ends the shim, once it has no tasks. One that is gone has ended.
     fn shutdown<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<(), Error>>;
 
@@ -72,11 +80,8 @@ pub struct NewTask {
     pub id: String,
     pub bundle: PathBuf,
     pub handler: Handler,
-    pub terminal: bool,
-    /// URIs in the shim's terms; empty is none.
-    pub stdin: String,
-    pub stdout: String,
-    pub stderr: String,
+    /// `None` for a pause container, which has none.
+    pub stdio: Option<TaskStdio>,
     /// The user and group that pipes and terminals are given to, so that a mapped root can open its own.
     pub io_owner: (u32, u32),
 }
@@ -105,5 +110,5 @@ pub struct TaskExit {
 #[derive(Clone)]
 pub struct Clients {
     pub tasks: TaskClient,
-    pub extension: Extension,
+    pub streams: Streams,
 }

@@ -42,7 +42,7 @@ mod view;
 mod volumes;
 mod world;
 
-pub use config::{Config, Handler, Timeouts};
+pub use config::{Config, GenericOptions, Handler, RuncOptions, RuntimeOptions, Timeouts};
 pub use error::Error;
 pub use pods::Pods;
 pub use session::{ExitStatus, Output, Session};

@@ -260,6 +260,10 @@ async fn ask(
         }
         return;
     };
+    if runs || starting {
+        // Before anything is asked: a shim may be waiting for a reader of its FIFOs.
+        ops::start_container::resume(world, pod, container, shim, runs).await;
+    }
     match (shim.state(&id).await, runs || starting) {
         (Ok(Some(TaskState::Running { pid })), true) => {
             if !runs {

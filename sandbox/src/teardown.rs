@@ -184,7 +184,8 @@ async fn end_without_shim(world: &Arc<World>, pod: &PodRecord, id: &Id) -> Resul
     if !bundle.path.exists() {
         return Ok(());
     }
-    let cgroup = cgroup::path(world.cgroup_parent(pod), id, bundle.handler.systemd_cgroup);
+    let parent = world.cgroup_parent(pod);
+    let cgroup = cgroup::path(parent, id, bundle.handler.systemd_cgroup(parent));
     if let Ok(cgroup) = cgroup {
         // A parent that is refused was refused at the start as well, so there is nothing in it.
         blocking(world, move |world| world.node.kill_cgroup(&cgroup)).await?;

@@ -80,10 +80,10 @@ impl World {
     }
 }
 
-/// The parts of a handler that the OCI spec depends on.
-pub(crate) fn handler_options(handler: &Handler) -> HandlerOptions {
+/// The parts of a handler that the OCI spec of a pod with this cgroup parent depends on.
+pub(crate) fn handler_options(handler: &Handler, cgroup_parent: &str) -> HandlerOptions {
     HandlerOptions {
-        systemd_cgroup: handler.systemd_cgroup,
+        systemd_cgroup: handler.systemd_cgroup(cgroup_parent),
         privileged_without_host_devices: handler.privileged_without_host_devices,
         recursive_readonly_mounts: handler.features.recursive_readonly_mounts,
         mapped_mounts: handler.features.user_namespaces,

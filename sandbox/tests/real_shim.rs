@@ -18,7 +18,8 @@ use futures_util::{FutureExt, future::BoxFuture};
 use snapshotter::{Info, Labels, Mount, Snapshotter, Usage};
 use store::{Namespace, Store};
 use windlass_sandbox::{
-    Config, Error, Handler, Output, Pods, SCHEMA, Timeouts,
+    Config, Error, Handler, Output, Pods, RuncOptions, RuntimeOptions, SCHEMA, Timeouts,
+    events::Ooms,
     launcher::ShimLauncher,
     model::{
         ContainerSpec, ContainerState, Id, Image, NamespaceMode, Namespaces, PodNetwork, PodSpec, PodState,
@@ -113,13 +114,30 @@ impl Network for HostNetwork {
 struct TestNode {
     dir: tempfile::TempDir,
     cgroup: String,
+    /// `None` is ours.
+    shim: Option<PathBuf>,
+}
+
+/// containerd's shim: of Debian's package, or another one.
+fn stock_shim() -> PathBuf {
+    std::env::var_os("WINDLASS_STOCK_SHIM").map_or_else(|| "/usr/bin/containerd-shim-runc-v2".into(), PathBuf::from)
 }
 
 impl TestNode {
-    fn new() -> TestNode {
+    /// One with our shim, and one with a stock shim if there is one.
+    fn each() -> Vec<TestNode> {
+        let stock = stock_shim();
+        if !stock.exists() {
+            println!("{} is not installed (it is in Debian's containerd package): our shim alone", stock.display());
+        }
+        let stock = stock.exists().then_some(stock);
+        std::iter::once(None).chain(stock.map(Some)).map(TestNode::new).collect()
+    }
+
+    fn new(shim: Option<PathBuf>) -> TestNode {
         let dir = tempfile::tempdir().unwrap();
         let name = dir.path().file_name().unwrap().to_str().unwrap().replace('.', "");
-        TestNode { dir, cgroup: format!("/windlass-{name}") }
+        TestNode { dir, cgroup: format!("/windlass-{name}"), shim }
     }
 
     async fn open(&self) -> Pods {
@@ -128,7 +146,11 @@ impl TestNode {
         assert!(beside.join("containerd-shim-runc-v2").exists(), "cargo build -p windlass-shim first");
         let handler = Handler {
             runtime_type: "io.containerd.runc.v2".into(),
-            root: dir.join("runc").to_str().unwrap().into(),
+            options: RuntimeOptions::Runc(RuncOptions {
+                root: dir.join("runc").to_str().unwrap().into(),
+                ..RuncOptions::default()
+            }),
+            runtime_path: self.shim.clone(),
             ..Handler::default()
         };
         let config = Config {
@@ -139,7 +161,7 @@ impl TestNode {
         };
         let store = Store::open(&dir.join("meta.db"), &[SCHEMA]).unwrap();
         let snapshots: Arc<dyn Snapshotter> = Arc::new(Directories(dir.join("snapshots")));
-        let launcher = Arc::new(ShimLauncher::new(config.clone()));
+        let launcher = Arc::new(ShimLauncher::new(config.clone(), Ooms::default()));
         let snapshotters = BTreeMap::from([("fake".to_owned(), snapshots)]);
         Pods::open(config, store, snapshotters, Arc::new(HostNetwork), launcher).await.unwrap()
     }
@@ -232,110 +254,119 @@ fn runs(command: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_a_pod_lives_its_life_on_runc() {
-    let node = TestNode::new();
-    let pods = node.open().await;
-    let pod = pods.run(node.pod(), pause()).await.unwrap();
-    assert_eq!(pods.pod(pod.as_str()).unwrap().state, PodState::Ready);
-    assert!(Path::new("/proc").join(pods.pod(pod.as_str()).unwrap().pid.unwrap().to_string()).exists());
+    for node in TestNode::each() {
+        let pods = node.open().await;
+        let pod = pods.run(node.pod(), pause()).await.unwrap();
+        assert_eq!(pods.pod(pod.as_str()).unwrap().state, PodState::Ready);
+        assert!(Path::new("/proc").join(pods.pod(pod.as_str()).unwrap().pid.unwrap().to_string()).exists());
 
-    let script = "trap 'echo bye; exit 3' INT; cat /data/from-image; while true; do sleep 0.05; done";
-    let app = pods.create_container(pod.as_str(), node.container("app", script), image(&[])).await.unwrap();
-    pods.start_container(app.as_str()).await.unwrap();
-    until("the container writes", || node.log("app").contains("stdout F hello")).await;
+        let script = "trap 'echo bye; exit 3' INT; cat /data/from-image; while true; do sleep 0.05; done";
+        let app = pods.create_container(pod.as_str(), node.container("app", script), image(&[])).await.unwrap();
+        pods.start_container(app.as_str()).await.unwrap();
+        until("the container writes", || node.log("app").contains("stdout F hello")).await;
 
-    let output =
-        pods.exec_sync(app.as_str(), words(&["/bin/sh", "-c", "echo out; echo err >&2; exit 5"]), None).await.unwrap();
-    assert_eq!((output.stdout, output.stderr, output.exit_code), (b"out\n".to_vec(), b"err\n".to_vec(), 5));
-    let slow = pods.exec_sync(app.as_str(), words(&["/bin/sleep", "1000"]), Some(Duration::from_millis(300))).await;
-    assert!(matches!(slow, Err(Error::Deadline(_))), "{slow:?}");
-    let none = pods.exec_sync(app.as_str(), words(&["/no/such/file"]), None).await;
-    assert!(none.unwrap_err().chain().contains("failed to start exec process"));
-    let abandoned = tokio::spawn({
-        let (pods, app) = (pods.clone(), app.clone());
-        async move { pods.exec_sync(app.as_str(), words(&["/bin/sleep", "7654321"]), None).await }
-    });
-    until("the command runs", || runs("/bin/sleep\x007654321\0")).await;
-    abandoned.abort();
-    until("a command that nobody waits for is gone", || !runs("/bin/sleep\x007654321\0")).await;
+        let output = pods
+            .exec_sync(app.as_str(), words(&["/bin/sh", "-c", "echo out; echo err >&2; exit 5"]), None)
+            .await
+            .unwrap();
+        assert_eq!((output.stdout, output.stderr, output.exit_code), (b"out\n".to_vec(), b"err\n".to_vec(), 5));
+        let slow = pods.exec_sync(app.as_str(), words(&["/bin/sleep", "1000"]), Some(Duration::from_millis(300))).await;
+        assert!(matches!(slow, Err(Error::Deadline(_))), "{slow:?}");
+        let none = pods.exec_sync(app.as_str(), words(&["/no/such/file"]), None).await;
+        assert!(none.unwrap_err().chain().contains("failed to start exec process"));
+        let abandoned = tokio::spawn({
+            let (pods, app) = (pods.clone(), app.clone());
+            async move { pods.exec_sync(app.as_str(), words(&["/bin/sleep", "7654321"]), None).await }
+        });
+        until("the command runs", || runs("/bin/sleep\x007654321\0")).await;
+        abandoned.abort();
+        until("a command that nobody waits for is gone", || !runs("/bin/sleep\x007654321\0")).await;
 
-    let request = StreamRequest { command: words(&["/bin/cat"]), stdin: true, stdout: true, stderr: true, tty: false };
-    let mut session = pods.exec(app.as_str(), request).await.unwrap();
-    session.stdin.take().unwrap().send(Bytes::from_static(b"echoed")).await.unwrap();
-    assert_eq!(session.output.recv().await, Some(Output::Stdout(Bytes::from_static(b"echoed"))));
-    assert_eq!(session.output.recv().await, None);
-    assert_eq!(session.exit.wait().await.unwrap(), 0);
+        let request =
+            StreamRequest { command: words(&["/bin/cat"]), stdin: true, stdout: true, stderr: true, tty: false };
+        let mut session = pods.exec(app.as_str(), request).await.unwrap();
+        session.stdin.take().unwrap().send(Bytes::from_static(b"echoed")).await.unwrap();
+        assert_eq!(session.output.recv().await, Some(Output::Stdout(Bytes::from_static(b"echoed"))));
+        assert_eq!(session.output.recv().await, None);
+        assert_eq!(session.exit.wait().await.unwrap(), 0);
 
-    fs::rename(node.dir.path().join("logs/app.log"), node.dir.path().join("logs/app.log.1")).unwrap();
-    pods.reopen_log(app.as_str()).await.unwrap();
-    pods.stop_container(app.as_str(), Duration::from_secs(20)).await.unwrap();
-    assert_eq!(exit_of(&pods, &app), Some((3, "Error".into())), "the image's stop signal was trapped");
-    assert!(node.log("app").contains("stdout F bye"), "{}", node.log("app"));
-    pods.remove_container(app.as_str()).await.unwrap();
-    pods.stop(pod.as_str()).await.unwrap();
-    assert_eq!(pods.pod(pod.as_str()).unwrap().state, PodState::NotReady);
-    pods.remove(pod.as_str()).await.unwrap();
-    assert_eq!(pods.pods().len() + pods.containers().len(), 0);
-    pods.shutdown().await;
-    node.assert_clean();
+        fs::rename(node.dir.path().join("logs/app.log"), node.dir.path().join("logs/app.log.1")).unwrap();
+        pods.reopen_log(app.as_str()).await.unwrap();
+        pods.stop_container(app.as_str(), Duration::from_secs(20)).await.unwrap();
+        assert_eq!(exit_of(&pods, &app), Some((3, "Error".into())), "the image's stop signal was trapped");
+        assert!(node.log("app").contains("stdout F bye"), "{}", node.log("app"));
+        pods.remove_container(app.as_str()).await.unwrap();
+        pods.stop(pod.as_str()).await.unwrap();
+        assert_eq!(pods.pod(pod.as_str()).unwrap().state, PodState::NotReady);
+        pods.remove(pod.as_str()).await.unwrap();
+        assert_eq!(pods.pods().len() + pods.containers().len(), 0);
+        pods.shutdown().await;
+        node.assert_clean();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_a_missing_command_fails_the_start_and_leaves_a_container_that_says_so() {
-    let node = TestNode::new();
-    let pods = node.open().await;
-    let pod = pods.run(node.pod(), pause()).await.unwrap();
-    let spec = ContainerSpec { command: words(&["/no/such/program"]), ..node.container("bad", "") };
-    let bad = pods.create_container(pod.as_str(), spec, image(&[])).await.unwrap();
-    let error = pods.start_container(bad.as_str()).await.unwrap_err().chain();
-    assert!(error.contains("/no/such/program"), "{error}");
-    assert_eq!(exit_of(&pods, &bad), Some((128, "StartError".into())));
-    pods.remove(pod.as_str()).await.unwrap();
-    pods.shutdown().await;
-    node.assert_clean();
+    for node in TestNode::each() {
+        let pods = node.open().await;
+        let pod = pods.run(node.pod(), pause()).await.unwrap();
+        let spec = ContainerSpec { command: words(&["/no/such/program"]), ..node.container("bad", "") };
+        let bad = pods.create_container(pod.as_str(), spec, image(&[])).await.unwrap();
+        let error = pods.start_container(bad.as_str()).await.unwrap_err().chain();
+        assert!(error.contains("/no/such/program"), "{error}");
+        assert_eq!(exit_of(&pods, &bad), Some((128, "StartError".into())));
+        pods.remove(pod.as_str()).await.unwrap();
+        pods.shutdown().await;
+        node.assert_clean();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_containers_go_on_without_the_daemon_and_are_found_again() {
-    let node = TestNode::new();
-    let pods = node.open().await;
-    let pod = pods.run(node.pod(), pause()).await.unwrap();
-    let start = async |name: &str, script: &str| {
-        let id = pods.create_container(pod.as_str(), node.container(name, script), image(&[])).await.unwrap();
-        pods.start_container(id.as_str()).await.unwrap();
-        id
-    };
-    let ends = start("ends", "while [ ! -e /data/end ]; do sleep 0.02; done; exit 9").await;
-    let stays = start("stays", "while true; do sleep 1; done").await;
-    pods.shutdown().await;
+    for node in TestNode::each() {
+        let pods = node.open().await;
+        let pod = pods.run(node.pod(), pause()).await.unwrap();
+        let start = async |name: &str, script: &str| {
+            let id = pods.create_container(pod.as_str(), node.container(name, script), image(&[])).await.unwrap();
+            pods.start_container(id.as_str()).await.unwrap();
+            id
+        };
+        let ends = start("ends", "while [ ! -e /data/end ]; do sleep 0.02; done; exit 9").await;
+        let stays = start("stays", "while true; do sleep 1; done").await;
+        pods.shutdown().await;
 
-    let volume = format!("root/io.containerd.grpc.v1.cri/containers/{ends}/volumes/0/end");
-    fs::write(node.dir.path().join(volume), "").unwrap();
-    let pods = node.open().await;
-    until("the exit is known", || exit_of(&pods, &ends).is_some()).await;
-    assert_eq!(exit_of(&pods, &ends), Some((9, "Error".into())));
-    let output = pods.exec_sync(stays.as_str(), words(&["/bin/echo", "alive"]), None).await.unwrap();
-    assert_eq!(output.stdout, b"alive\n");
-    pods.remove(pod.as_str()).await.unwrap();
-    pods.shutdown().await;
-    node.assert_clean();
+        let volume = format!("root/io.containerd.grpc.v1.cri/containers/{ends}/volumes/0/end");
+        fs::write(node.dir.path().join(volume), "").unwrap();
+        let pods = node.open().await;
+        until("the exit is known", || exit_of(&pods, &ends).is_some()).await;
+        assert_eq!(exit_of(&pods, &ends), Some((9, "Error".into())));
+        let output = pods.exec_sync(stays.as_str(), words(&["/bin/echo", "alive"]), None).await.unwrap();
+        assert_eq!(output.stdout, b"alive\n");
+        pods.remove(pod.as_str()).await.unwrap();
+        pods.shutdown().await;
+        node.assert_clean();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn privileged_a_shim_that_is_killed_leaves_no_process_and_a_pod_that_can_be_removed() {
-    let node = TestNode::new();
-    let pods = node.open().await;
-    let pod = pods.run(node.pod(), pause()).await.unwrap();
-    let app = pods.create_container(pod.as_str(), node.container("app", "sleep 1000"), image(&[])).await.unwrap();
-    pods.start_container(app.as_str()).await.unwrap();
-    let ContainerState::Running { pid, .. } = pods.container(app.as_str()).unwrap().state else { panic!("it runs") };
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), nix::sys::signal::Signal::SIGKILL).unwrap();
-    until("the container has ended", || exit_of(&pods, &app).is_some()).await;
-    assert_eq!(exit_of(&pods, &app), Some((255, "Unknown".into())));
-    assert_eq!(pods.pod(pod.as_str()).unwrap().state, PodState::NotReady);
-    until("its process is gone", || !Path::new(&format!("/proc/{pid}/root/bin")).exists()).await;
-    pods.remove(pod.as_str()).await.unwrap();
-    pods.shutdown().await;
-    node.assert_clean();
+    for node in TestNode::each() {
+        let pods = node.open().await;
+        let pod = pods.run(node.pod(), pause()).await.unwrap();
+        let app = pods.create_container(pod.as_str(), node.container("app", "sleep 1000"), image(&[])).await.unwrap();
+        pods.start_container(app.as_str()).await.unwrap();
+        let ContainerState::Running { pid, .. } = pods.container(app.as_str()).unwrap().state else {
+            panic!("it runs")
+        };
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), nix::sys::signal::Signal::SIGKILL).unwrap();
+        until("the container has ended", || exit_of(&pods, &app).is_some()).await;
+        assert_eq!(exit_of(&pods, &app), Some((255, "Unknown".into())));
+        assert_eq!(pods.pod(pod.as_str()).unwrap().state, PodState::NotReady);
+        until("its process is gone", || !Path::new(&format!("/proc/{pid}/root/bin")).exists()).await;
+        pods.remove(pod.as_str()).await.unwrap();
+        pods.shutdown().await;
+        node.assert_clean();
+    }
 }

@@ -4,11 +4,14 @@
 
 pub mod address;
 pub mod bootstrap;
+mod cgroup;
 pub mod client;
 pub mod launch;
 pub mod mount;
 pub mod proto;
 mod runc;
 pub mod server;
+mod signals;
+mod stdio;
 mod sys;
 pub mod ttrpc;

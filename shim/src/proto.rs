@@ -14,6 +14,7 @@ pub use wire::containerd::task::v3 as task;
 pub use wire::containerd::types;
 pub use wire::containerd::v1::types as process;
 pub use wire::google::rpc;
+pub use wire::runtimeoptions::v1 as generic;
 pub use wire::ttrpc;
 pub use wire::windlass::shim::v1 as extension;
 
@@ -23,6 +24,12 @@ pub mod service {
     pub const TASK_V3: &str = "containerd.task.v3.Task";
     pub const EVENTS: &str = "containerd.services.events.ttrpc.v1.Events";
     pub const EXTENSION: &str = "windlass.shim.v1.Extension";
+}
+
+/// What the extension service may say that it serves.
+pub mod feature {
+    /// The shim writes CRI logs by itself and serves Attach.
+    pub const CRI_LOG: &str = "cri-log";
 }
 
 /// The ttrpc metadata key that carries the containerd namespace of a call.

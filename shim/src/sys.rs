@@ -46,6 +46,11 @@ impl WatchedFd {
         }
     }
 
+    /// Reads what is there now; `WouldBlock` is nothing, and 0 the end.
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        rustix::io::retry_on_intr(|| rustix::io::read(self.0.get_ref(), &mut *buffer)).map_err(io::Error::from)
+    }
+
     pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let mut guard = self.0.writable().await?;

@@ -8,7 +8,7 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, Loaded, parse};
+use super::{Config, ConfigError, Loaded, handler, parse};
 
 /// The configuration in `path`, with what it imports. A file that is not there gives the defaults, as containerd does.
 pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigError> {
@@ -20,19 +20,21 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigError> {
         Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
     };
     let mut loaded = Config::default();
-    let mut warnings = Vec::new();
+    let (mut options, mut warnings) = (Default::default(), Vec::new());
     let main = table(path, &text)?;
     let imports = imported(path, &main)?;
     // Each file is read by the rules of its own version, so merging happens on the parsed configuration: values that a
     // file does not set keep what the files before it said.
-    parse::apply(main, &mut loaded, &mut warnings)
+    parse::apply(main, &mut loaded, &mut options, &mut warnings)
         .map_err(|what| ConfigError::Invalid { path: path.to_owned(), what })?;
     for import in imports {
         let text = fs::read_to_string(&import).map_err(|source| ConfigError::Read { path: import.clone(), source })?;
         let table = table(&import, &text)?;
-        parse::apply(table, &mut loaded, &mut warnings)
+        parse::apply(table, &mut loaded, &mut options, &mut warnings)
             .map_err(|what| ConfigError::Invalid { path: import.clone(), what })?;
     }
+    handler::finish(&mut loaded.runtime.handlers, options, &mut warnings)
+        .map_err(|what| ConfigError::Invalid { path: path.to_owned(), what })?;
     parse::validate(&loaded).map_err(|what| ConfigError::Invalid { path: path.to_owned(), what })?;
     Ok(Loaded { config: loaded, warnings })
 }

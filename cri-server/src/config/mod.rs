@@ -4,6 +4,7 @@
 //! `parse.rs` knows where each version of the format keeps each key. The defaults are `Config::default()` here, and
 //! `deploy/config.toml` documents them; a test holds the two together.
 
+mod handler;
 mod load;
 mod parse;
 mod registry;
@@ -15,6 +16,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use http::HeaderMap;
 use image_service::{hosts::Mirrors, policy::PolicyConfig};
+use sandbox::RuntimeOptions;
 use thiserror::Error;
 
 pub(crate) use load::load;
@@ -126,17 +128,7 @@ pub(crate) struct Handler {
     pub(crate) pod_annotations: Vec<String>,
     pub(crate) container_annotations: Vec<String>,
     pub(crate) privileged_without_host_devices: bool,
-    pub(crate) options: RuncOptions,
-}
-
-/// `runtimes.<name>.options`: what our shim passes to the OCI runtime.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RuncOptions {
-    pub(crate) binary_name: String,
-    pub(crate) root: String,
-    pub(crate) systemd_cgroup: bool,
-    pub(crate) no_pivot_root: bool,
-    pub(crate) no_new_keyring: bool,
+    pub(crate) options: RuntimeOptions,
 }
 
 /// `cni`.
@@ -284,7 +276,7 @@ impl Default for Handler {
             pod_annotations: Vec::new(),
             container_annotations: Vec::new(),
             privileged_without_host_devices: false,
-            options: RuncOptions::default(),
+            options: RuntimeOptions::default(),
         }
     }
 }

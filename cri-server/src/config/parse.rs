@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use toml::Table;
 
-use super::{Config, Handler, LogFormat, StreamTls, registry, section::Section};
+use super::{Config, LogFormat, StreamTls, handler, handler::Options, registry, section::Section};
 
 /// Top-level keys of containerd that have no meaning here, or none yet.
 const ACCEPTED: &[&str] = &[
@@ -22,7 +22,14 @@ const ACCEPTED: &[&str] = &[
 ];
 
 /// Puts what `table` says into `config`; what it does not say stays as it was.
-pub(super) fn apply(table: Table, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+///
+/// `options` collects those of runtimes: whose they are, only all files together tell.
+pub(super) fn apply(
+    table: Table,
+    config: &mut Config,
+    options: &mut Options,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
     let mut top = Section::top(table);
     let mut version: i64 = 1;
     top.number("version", &mut version)?;
@@ -50,14 +57,14 @@ pub(super) fn apply(table: Table, config: &mut Config, warnings: &mut Vec<String
         let mut cri = plugins.named_section("io.containerd.grpc.v1.cri")?;
         let mut containerd = cri.section("containerd")?;
         images_v2(&mut cri, &mut containerd, config, warnings)?;
-        runtime(&mut cri, containerd, config, warnings)?;
+        runtime(&mut cri, containerd, config, options, warnings)?;
         streaming(cri, config, warnings)?;
     } else {
         streaming(plugins.named_section("io.containerd.grpc.v1.cri")?, config, warnings)?;
         images(plugins.named_section("io.containerd.cri.v1.images")?, config, warnings)?;
         let mut section = plugins.named_section("io.containerd.cri.v1.runtime")?;
         let containerd = section.section("containerd")?;
-        runtime(&mut section, containerd, config, warnings)?;
+        runtime(&mut section, containerd, config, options, warnings)?;
         section.unknown(warnings);
     }
     let verifiers = plugins.named_section("io.containerd.image-verifier.v1.bindir")?;
@@ -226,6 +233,7 @@ fn runtime(
     section: &mut Section,
     mut containerd: Section,
     config: &mut Config,
+    options: &mut Options,
     warnings: &mut Vec<String>,
 ) -> Result<(), String> {
     let runtime = &mut config.runtime;
@@ -261,7 +269,7 @@ fn runtime(
     let mut runtimes = containerd.section("runtimes")?;
     for name in runtimes.names() {
         let before = config.runtime.handlers.remove(&name).unwrap_or_default();
-        let handler = handler(runtimes.named_section(&name)?, before, warnings)?;
+        let handler = handler::parse(&name, runtimes.named_section(&name)?, before, options, warnings)?;
         config.runtime.handlers.insert(name, handler);
     }
     containerd.accept(&[
@@ -298,44 +306,4 @@ fn cni(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) ->
     section.accept(&["use_internal_loopback"]);
     section.unknown(warnings);
     Ok(())
-}
-
-fn handler(mut section: Section, mut handler: Handler, warnings: &mut Vec<String>) -> Result<Handler, String> {
-    section.string("runtime_type", &mut handler.runtime_type)?;
-    let mut path = PathBuf::new();
-    section.path_value("runtime_path", &mut path)?;
-    if path != PathBuf::new() {
-        handler.runtime_path = Some(path);
-    }
-    let mut snapshotter = String::new();
-    section.string("snapshotter", &mut snapshotter)?;
-    if !snapshotter.is_empty() {
-        handler.snapshotter = Some(snapshotter);
-    }
-    section.strings("pod_annotations", &mut handler.pod_annotations)?;
-    section.strings("container_annotations", &mut handler.container_annotations)?;
-    section.boolean("privileged_without_host_devices", &mut handler.privileged_without_host_devices)?;
-    let mut options = section.section("options")?;
-    options.string("BinaryName", &mut handler.options.binary_name)?;
-    options.string("Root", &mut handler.options.root)?;
-    options.boolean("SystemdCgroup", &mut handler.options.systemd_cgroup)?;
-    options.boolean("NoPivotRoot", &mut handler.options.no_pivot_root)?;
-    options.boolean("NoNewKeyring", &mut handler.options.no_new_keyring)?;
-    options.pending(&["ShimCgroup", "IoUid", "IoGid"], warnings);
-    options.accept(&["CriuPath", "CriuImagePath", "CriuWorkPath"]);
-    options.unknown(warnings);
-    section.pending(
-        &[
-            "privileged_without_host_devices_all_devices_allowed",
-            "base_runtime_spec",
-            "cni_conf_dir",
-            "cni_max_conf_num",
-            "disable_pause_image_pull",
-            "cgroup_writable",
-        ],
-        warnings,
-    );
-    section.accept(&["runtime_engine", "runtime_root", "sandbox_mode", "sandboxer", "io_type"]);
-    section.unknown(warnings);
-    Ok(handler)
 }

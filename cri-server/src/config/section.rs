@@ -51,6 +51,20 @@ impl Section {
         }
     }
 
+    /// A table that is taken as it is.
+    pub(super) fn table(&mut self, key: &'static str) -> Result<Table, String> {
+        match self.take(key) {
+            None => Ok(Table::new()),
+            Some(Value::Table(table)) => Ok(table),
+            Some(other) => Err(self.wrong(key, "a table", &other)),
+        }
+    }
+
+    /// A table that was taken out before, under the path that it had.
+    pub(super) fn again(path: &str, table: Table) -> Section {
+        Section { path: path.to_owned(), table, known: Vec::new() }
+    }
+
     /// The names left in this table.
     pub(super) fn names(&self) -> Vec<String> {
         self.table.keys().cloned().collect()

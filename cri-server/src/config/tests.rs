@@ -1,7 +1,10 @@
-use super::*;
 use std::path::Path;
 
-fn parsed(text: &str) -> Result<Loaded, String> {
+use sandbox::RuncOptions;
+
+use super::*;
+
+pub(super) fn parsed(text: &str) -> Result<Loaded, String> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.toml");
     std::fs::write(&path, text).unwrap();
@@ -57,7 +60,10 @@ SystemdCgroup = true
     assert_eq!(expected.warnings, Vec::<String>::new());
     assert_eq!(expected.config.images.registry_paths, [PathBuf::from("/a"), PathBuf::from("/b")]);
     assert_eq!(expected.config.ttrpc_address, PathBuf::from("/run/x.sock.ttrpc"));
-    assert!(expected.config.runtime.handlers["runc"].options.systemd_cgroup);
+    assert_eq!(
+        expected.config.runtime.handlers["runc"].options,
+        RuntimeOptions::Runc(RuncOptions { systemd_cgroup: true, ..RuncOptions::default() })
+    );
     assert_eq!(parsed(&three).unwrap().config, expected.config);
     assert_eq!(parsed(&four).unwrap().config, expected.config);
 }
@@ -153,7 +159,8 @@ fn imported_files_add_to_the_first_and_the_last_wins() {
     let config = load(&directory.path().join("config.toml")).unwrap().config;
     assert_eq!(config.oom_score, 3);
     assert_eq!(config.runtime.default_handler, "crun");
-    assert_eq!(config.runtime.handlers["crun"].options.binary_name, "crun");
+    let crun = RuncOptions { binary_name: "crun".into(), ..RuncOptions::default() };
+    assert_eq!(config.runtime.handlers["crun"].options, RuntimeOptions::Runc(crun));
     assert!(config.runtime.handlers.contains_key("runc"));
 }
 

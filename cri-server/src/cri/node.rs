@@ -1,8 +1,9 @@
 //! Version, Status, RuntimeConfig, UpdateRuntimeConfig: the node itself.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use api::cri;
+use sandbox::RuntimeOptions;
 use serde_json::json;
 
 use super::Cri;
@@ -81,11 +82,17 @@ impl Cri {
         ])
     }
 
-    /// The kubelet adopts this driver, so it must be what the default handler's pods get.
+    /// The kubelet adopts this driver, so it must be what the default handler's pods get. A runtime of another kind than
+    /// runc does not say; then the next handler does, and if none does, systemd's where systemd runs.
     pub(super) fn runtime_config(&self) -> cri::RuntimeConfigResponse {
         let runtime = &self.config.runtime;
-        let systemd =
-            runtime.handlers.get(&runtime.default_handler).is_some_and(|handler| handler.options.systemd_cgroup);
+        let default = runtime.handlers.get(&runtime.default_handler);
+        let told = default.into_iter().chain(runtime.handlers.values()).find_map(|handler| match &handler.options {
+            RuntimeOptions::Runc(options) => Some(options.systemd_cgroup),
+            RuntimeOptions::Generic(_) | RuntimeOptions::None => None,
+        });
+        // The directory that sd_booted(3) looks for.
+        let systemd = told.unwrap_or_else(|| Path::new("/run/systemd/system").is_dir());
         let driver = if systemd { cri::CgroupDriver::Systemd } else { cri::CgroupDriver::Cgroupfs };
         cri::RuntimeConfigResponse { linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 }) }
     }

@@ -14,16 +14,16 @@ use oci_spec::runtime::LinuxResources;
 use shim::{
     address::{Address, DEFAULT_SOCKET_DIR, SocketName},
     bootstrap::{Bootstrap, CURRENT_VERSION, Protocol},
-    client::{Extension, TaskClient},
+    client::{StdioUrls, Streams, TaskClient},
     launch::{Launch, LaunchError, open_log},
-    proto::{AnyMessage, Timestamp, process, runc, task, to_any},
+    proto::{AnyMessage, Timestamp, process, task},
     ttrpc::{Code, Status},
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Bundle, Clients, Launcher, NewTask, Shim, TaskExit, TaskState};
-use crate::{Config, Error, Handler, model::Id};
+use super::{Bundle, Clients, Launcher, NewTask, Shim, TaskExit, TaskState, options::options};
+use crate::{Config, Error, Handler, events::Ooms, model::Id};
 
 /// The name of LinuxResources in an `Any`.
 const LIMITS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
@@ -32,11 +32,13 @@ const LIMITS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Lin
 #[derive(Clone, Debug)]
 pub struct ShimLauncher {
     config: Arc<Config>,
+    ooms: Ooms,
 }
 
 impl ShimLauncher {
-    pub fn new(config: Config) -> ShimLauncher {
-        ShimLauncher { config: Arc::new(config) }
+    /// `ooms` is what the server of shims' events notes.
+    pub fn new(config: Config, ooms: Ooms) -> ShimLauncher {
+        ShimLauncher { config: Arc::new(config), ooms }
     }
 
     fn launch(&self, bundle: &Bundle) -> Result<Launch, Error> {
@@ -48,7 +50,7 @@ impl ShimLauncher {
             grpc_address: self.config.grpc_address.to_string_lossy().into_owned(),
             ttrpc_address: self.config.ttrpc_address.to_string_lossy().into_owned(),
             debug: false,
-            options: Some(to_any(&options(&bundle.handler))),
+            options: options(&bundle.handler, (0, 0)),
             deadline: self.config.timeouts.launch,
         })
     }
@@ -76,14 +78,20 @@ impl ShimLauncher {
         }
     }
 
-    async fn connect(&self, bundle: &Bundle, bootstrap: &Bootstrap) -> Result<Arc<dyn Shim>, Status> {
-        let connecting = TaskClient::connect_to(bootstrap, self.config.namespace.as_str());
-        let tasks = tokio::time::timeout(self.config.timeouts.reconnect, connecting)
+    async fn connect(&self, bundle: &Bundle, bootstrap: &Bootstrap, limit: Duration) -> Result<Arc<dyn Shim>, Status> {
+        // Before anything is asked: a shim may wait until somebody reads its log.
+        let log = copy_log(bundle.id.clone(), &bundle.path);
+        let connecting = async {
+            let tasks = TaskClient::connect_to(bootstrap, self.config.namespace.as_str()).await?;
+            let say = |line: &str| tracing::warn!("{line}");
+            let streams = Streams::of_shim(&tasks, bootstrap, say).await?;
+            Ok(Clients { tasks, streams })
+        };
+        let clients = tokio::time::timeout(limit, connecting)
             .await
             .unwrap_or_else(|_| Err(Status::deadline_exceeded("the shim did not take the connection")))?;
-        let extension = Extension::of_shim(tasks.connection().clone(), bootstrap)?;
-        let log = copy_log(bundle.id.clone(), &bundle.path);
-        Ok(Arc::new(Connected { clients: Clients { tasks, extension }, timeout: self.config.timeouts.task, _log: log }))
+        let (timeout, ooms) = (self.config.timeouts.task, self.ooms.clone());
+        Ok(Arc::new(Connected { clients, timeout, ooms, _log: log }))
     }
 }
 
@@ -93,7 +101,7 @@ impl Launcher for ShimLauncher {
             let failed =
                 |error: LaunchError| Error::failed(format!("start the shim of pod sandbox {}", bundle.id), error);
             let bootstrap = ShimLauncher::launch(self, &bundle)?.start().await.map_err(failed)?;
-            let connected = self.connect(&bundle, &bootstrap).await;
+            let connected = self.connect(&bundle, &bootstrap, self.config.timeouts.launch).await;
             connected.map_err(|error| Error::failed(format!("connect to the shim of pod sandbox {}", bundle.id), error))
         })
     }
@@ -107,7 +115,7 @@ impl Launcher for ShimLauncher {
                 .map_err(|error| Error::failed(format!("read the address of shim {}", bundle.id), error))?;
             // A daemon that was killed before it wrote the address down may have left a shim all the same.
             let Some(bootstrap) = bootstrap.or_else(|| self.usual(&bundle)) else { return Ok(None) };
-            match self.connect(&bundle, &bootstrap).await {
+            match self.connect(&bundle, &bootstrap, self.config.timeouts.reconnect).await {
                 Ok(shim) => Ok(Some(shim)),
                 Err(status) if matches!(status.code, Code::Unavailable | Code::DeadlineExceeded) => {
                     tracing::warn!(pod = %bundle.id, error = %status, "the shim does not answer");
@@ -139,6 +147,7 @@ impl Launcher for ShimLauncher {
 struct Connected {
     clients: Clients,
     timeout: Duration,
+    ooms: Ooms,
     /// Ends with the connection. The FIFO stays open in the shim, so no line is lost to a closed pipe.
     _log: Option<AbortOnDropHandle<()>>,
 }
@@ -152,21 +161,26 @@ impl Connected {
 impl Shim for Connected {
     fn create(&self, new: NewTask) -> BoxFuture<'_, Result<i32, Error>> {
         Box::pin(async move {
+            let terminal = new.stdio.as_ref().is_some_and(|stdio| stdio.terminal);
+            let urls = match new.stdio {
+                Some(stdio) => self.clients.streams.prepare(stdio).await,
+                None => Ok(StdioUrls::default()),
+            };
+            let urls = urls.map_err(|status| failed("make the stdio of", &new.id, status))?;
             let request = task::CreateTaskRequest {
                 id: new.id.clone(),
                 bundle: new.bundle.to_string_lossy().into_owned(),
-                terminal: new.terminal,
-                stdin: new.stdin,
-                stdout: new.stdout,
-                stderr: new.stderr,
-                options: Some(to_any(&runc::Options {
-                    io_uid: new.io_owner.0,
-                    io_gid: new.io_owner.1,
-                    ..options(&new.handler)
-                })),
+                terminal,
+                stdin: urls.stdin,
+                stdout: urls.stdout,
+                stderr: urls.stderr,
+                options: options(&new.handler, new.io_owner),
                 ..task::CreateTaskRequest::default()
             };
             let created = self.timed().create(&request).await;
+            if created.is_err() {
+                self.clients.streams.forget(&new.id).await;
+            }
             created.map(|made| pid(made.pid)).map_err(|status| failed("create", &new.id, status))
         })
     }
@@ -198,16 +212,11 @@ impl Shim for Connected {
 
     fn wait<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<TaskExit, Error>> {
         Box::pin(async move {
-            let failed = |status| failed("wait for", id.as_str(), status);
-            match self.clients.extension.wait(id.as_str(), "").await {
-                Ok(exit) => Ok(task_exit(exit.exit_status, exit.exited_at, exit.oom_killed)),
-                // A foreign shim: its own Wait does not say whether memory was the reason.
-                Err(status) if status.code == Code::Unimplemented => {
-                    let exit = self.clients.tasks.wait(id.as_str(), "").await.map_err(failed)?;
-                    Ok(task_exit(exit.exit_status, exit.exited_at, false))
-                }
-                Err(status) => Err(failed(status)),
-            }
+            let exit = self.clients.streams.wait(id.as_str(), "").await;
+            let exit = exit.map_err(|status| failed("wait for", id.as_str(), status))?;
+            // What only an event tells, such as a guest kernel's kill, counts as what the cgroup has counted.
+            let oom_killed = self.ooms.contains(id.as_str()) || exit.oom_killed;
+            Ok(task_exit(exit.exit_status, exit.exited_at, oom_killed))
         })
     }
 
@@ -242,9 +251,20 @@ impl Shim for Connected {
     fn delete<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             match self.timed().delete(id.as_str(), "").await {
-                Err(status) if status.code == Code::NotFound => Ok(()),
-                deleted => deleted.map(drop).map_err(|status| failed("delete", id.as_str(), status)),
+                Err(status) if status.code == Code::NotFound => {}
+                deleted => drop(deleted.map_err(|status| failed("delete", id.as_str(), status))?),
             }
+            self.clients.streams.forget(id.as_str()).await;
+            self.ooms.forget(id.as_str());
+            Ok(())
+        })
+    }
+
+    fn resume(&self, task: NewTask, started: bool) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let Some(stdio) = task.stdio else { return Ok(()) };
+            let resumed = self.clients.streams.resume(stdio, started).await;
+            resumed.map_err(|status| failed("go on with the stdio of", &task.id, status))
         })
     }
 
@@ -276,17 +296,6 @@ fn pid(pid: u32) -> i32 {
 fn task_exit(status: u32, at: Option<Timestamp>, oom_killed: bool) -> TaskExit {
     let at = at.and_then(|at| SystemTime::try_from(at).ok()).unwrap_or_else(SystemTime::now);
     TaskExit { code: i32::try_from(status).unwrap_or(255), at, oom_killed }
-}
-
-fn options(handler: &Handler) -> runc::Options {
-    runc::Options {
-        no_pivot_root: handler.no_pivot_root,
-        no_new_keyring: handler.no_new_keyring,
-        binary_name: handler.binary_name.clone(),
-        root: handler.root.clone(),
-        systemd_cgroup: handler.systemd_cgroup,
-        ..runc::Options::default()
-    }
 }
 
 /// Where a handler's shim is: its configured path, or the binary that its type names (`io.containerd.runc.v2` is

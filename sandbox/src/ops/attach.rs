@@ -19,7 +19,7 @@ pub(crate) async fn run(
     drain: Duration,
     reply: Reply<crate::Session>,
 ) {
-    let stream = match clients.extension.attach(attach_to(&id, "", &request)).await {
+    let stream = match clients.streams.attach(attach_to(&id, "", &request)).await {
         Ok(stream) => stream,
         Err(status) => {
             let error = Error::failed(format!("attach to container {id}"), status);
@@ -31,7 +31,7 @@ pub(crate) async fn run(
     // If the caller gave up, the session is dropped here, and serving it ends at once.
     drop(reply.send(Ok(session)));
     let exit = async {
-        let exit = clients.extension.wait(id.as_str(), "").await;
+        let exit = clients.streams.wait(id.as_str(), "").await;
         exit.map(|exit| i32::try_from(exit.exit_status).unwrap_or(255))
             .map_err(|status| Error::failed(format!("wait for container {id}"), status))
     };

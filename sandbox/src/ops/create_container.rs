@@ -54,7 +54,7 @@ fn make(
     target_pid: Option<i32>,
 ) -> Result<Created, Error> {
     let (id, request) = (&container.id, &container.spec);
-    let handler = handler_options(world.handler(&pod.handler)?);
+    let handler = handler_options(world.handler(&pod.handler)?, world.cgroup_parent(pod));
     // What can be refused without an effect is refused before the first one.
     let mut resolved = mounts::resolve_sources(&request.mounts)?;
     let devices = devices::resolve(request, &handler)?;

@@ -7,6 +7,7 @@ use crate::{
     launcher::{Shim, TaskState},
     machine::ContainerPhase,
     model::Id,
+    ops::start_container,
     record::{ContainerRecord, PodRecord},
     teardown,
     world::World,
@@ -30,7 +31,7 @@ pub(crate) async fn run(world: Arc<World>, pod: PodRecord, containers: Vec<Conta
     if let Ok(Some(shim)) = found
         // A shim that is ending may still take a connection.
         && let Ok(Some(_)) = shim.state(&pod.id).await
-        && let Ok(states) = states(shim.as_ref(), &containers).await
+        && let Ok(states) = states(&world, &pod, shim.as_ref(), &containers).await
     {
         return Rescued::Found { shim, states };
     }
@@ -42,9 +43,15 @@ pub(crate) async fn run(world: Arc<World>, pod: PodRecord, containers: Vec<Conta
     Rescued::Lost(ended)
 }
 
-async fn states(shim: &dyn Shim, containers: &[ContainerRecord]) -> Result<Vec<(Id, Option<TaskState>)>, Error> {
+async fn states(
+    world: &World,
+    pod: &PodRecord,
+    shim: &dyn Shim,
+    containers: &[ContainerRecord],
+) -> Result<Vec<(Id, Option<TaskState>)>, Error> {
     let mut states = Vec::new();
     for container in containers.iter().filter(|container| container.phase() == ContainerPhase::Running) {
+        start_container::resume(world, pod, container, shim, true).await;
         states.push((container.id.clone(), shim.state(&container.id).await?));
     }
     Ok(states)

@@ -1,11 +1,14 @@
 //! StartContainer: the task made in the pod's shim, then started.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
+
+use shim::client::TaskStdio;
 
 use crate::{
     Error,
     launcher::{NewTask, Shim},
     record::{ContainerRecord, PodRecord},
+    stats::cgroup,
     teardown,
     world::{Operation, World},
 };
@@ -34,45 +37,37 @@ pub(crate) async fn run(
     started
 }
 
+/// Goes on with a task's output, after another daemon or another connection. The task is none the worse if that fails.
+pub(crate) async fn resume(
+    world: &World,
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    shim: &dyn Shim,
+    started: bool,
+) {
+    if let Err(error) = shim.resume(new_task(world, pod, container), started).await {
+        tracing::warn!(container = %container.id, error = error.chain(), "the output of a container is not read any more");
+    }
+}
+
+/// The task of a container, as its record says. A function of the record, so that another daemon finds the same.
 fn new_task(world: &World, pod: &PodRecord, container: &ContainerRecord) -> NewTask {
     let bundle = world.bundle(pod, &container.id);
-    let output = log_uri(container.log_path.as_deref(), world.config.max_log_line);
-    let once = u8::from(container.spec.stdin_once);
+    let stdio = TaskStdio {
+        id: container.id.to_string(),
+        bundle: bundle.path.clone(),
+        terminal: container.spec.tty,
+        stdin: container.spec.stdin,
+        stdin_once: container.spec.stdin_once,
+        log: container.log_path.clone(),
+        max_line: world.config.max_log_line,
+        cgroup: cgroup::directory(&container.oci_spec).unwrap_or_default(),
+    };
     NewTask {
         id: container.id.to_string(),
         bundle: bundle.path,
         handler: bundle.handler,
-        terminal: container.spec.tty,
-        stdin: if container.spec.stdin { format!("attach://?once={once}") } else { String::new() },
-        stdout: output.clone(),
-        // A terminal has one stream.
-        stderr: if container.spec.tty { String::new() } else { output },
+        stdio: Some(stdio),
         io_owner: pod.root_on_host(),
-    }
-}
-
-/// `cri://<path>?max_line=<n>`: the shim writes the log, so that it goes on without the daemon.
-fn log_uri(path: Option<&Path>, max_line: usize) -> String {
-    let mut uri = String::from("cri://");
-    for byte in path.map(|path| path.as_os_str().as_encoded_bytes()).unwrap_or_default() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => uri.push(char::from(*byte)),
-            other => uri.push_str(&format!("%{other:02X}")),
-        }
-    }
-    uri + &format!("?max_line={max_line}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_path_is_escaped_in_its_uri() {
-        assert_eq!(
-            log_uri(Some(Path::new("/var/log/pods/a b?/0.log")), 16384),
-            "cri:///var/log/pods/a%20b%3F/0.log?max_line=16384"
-        );
-        assert_eq!(log_uri(None, 1), "cri://?max_line=1");
     }
 }

@@ -147,7 +147,7 @@ fn write_files(world: &World, pod: &PodRecord) -> Result<serde_json::Value, Erro
         userns: userns.as_deref(),
         files: &files,
         host: &world.host,
-        handler: &handler_options(world.handler(&pod.handler)?),
+        handler: &handler_options(world.handler(&pod.handler)?, world.cgroup_parent(pod)),
         oci_version: oci::OCI_VERSION,
         seccomp: profile.as_ref(),
     })?;

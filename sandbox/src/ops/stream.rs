@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shim::{
-    client::{AttachInput, AttachOutput, AttachStream, AttachTo, Output as ShimOutput},
+    client::{AttachInput, AttachOutput, AttachStream, AttachTo, ExecStdio, Output as ShimOutput},
     proto::{AnyMessage, task},
     ttrpc::Status,
 };
@@ -26,6 +26,8 @@ pub(super) struct Exec {
     clients: Clients,
     container: Id,
     exec_id: String,
+    /// As the shim tells it; 0 before the start.
+    pid: u32,
 }
 
 impl Exec {
@@ -36,10 +38,8 @@ impl Exec {
         request: &StreamRequest,
     ) -> Result<(Exec, AttachStream), Error> {
         let exec_id = Id::random().map_err(|error| Error::failed("make an id for the exec", error))?.to_string();
-        let exec = Exec { clients, container: container.id.clone(), exec_id };
-        let made = exec.clients.tasks.exec(&exec.request(container, request)?).await;
-        made.map_err(|status| exec.failed("make", status))?;
-        match exec.open(request).await {
+        let mut exec = Exec { clients, container: container.id.clone(), exec_id, pid: 0 };
+        match exec.open(container, request).await {
             Ok(stream) => Ok((exec, stream)),
             Err(error) => {
                 exec.delete().await;
@@ -48,41 +48,56 @@ impl Exec {
         }
     }
 
-    async fn open(&self, request: &StreamRequest) -> Result<AttachStream, Error> {
+    async fn open(&mut self, container: &ContainerRecord, request: &StreamRequest) -> Result<AttachStream, Error> {
+        let made = self.request(container, request).await?;
+        let (tasks, streams) = (&self.clients.tasks, &self.clients.streams);
+        tasks.exec(&made).await.map_err(|status| self.failed("make", status))?;
         let to = attach_to(&self.container, &self.exec_id, request);
-        let stream =
-            self.clients.extension.attach(to).await.map_err(|status| self.failed("open the streams of", status))?;
-        let started = self.clients.tasks.start(self.container.as_str(), &self.exec_id).await;
-        started.map_err(|status| self.failed("start", status))?;
+        let stream = streams.attach(to).await.map_err(|status| self.failed("open the streams of", status))?;
+        let started = tasks.start(self.container.as_str(), &self.exec_id).await;
+        self.pid = started.map_err(|status| self.failed("start", status))?.pid;
         Ok(stream)
     }
 
-    fn request(&self, container: &ContainerRecord, request: &StreamRequest) -> Result<task::ExecProcessRequest, Error> {
-        let uri = |wanted: bool| if wanted { "attach://".to_owned() } else { String::new() };
+    async fn request(
+        &self,
+        container: &ContainerRecord,
+        request: &StreamRequest,
+    ) -> Result<task::ExecProcessRequest, Error> {
         let process = process(&container.oci_spec, &request.command, request.tty)
             .ok_or_else(|| Error::plain(format!("container {}: its OCI spec has no process", container.id)))?;
+        let stdio = ExecStdio {
+            id: self.container.to_string(),
+            exec_id: self.exec_id.clone(),
+            terminal: request.tty,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        };
+        let urls = self.clients.streams.prepare_exec(stdio).await;
+        let urls = urls.map_err(|status| self.failed("prepare the streams of", status))?;
         Ok(task::ExecProcessRequest {
             id: self.container.to_string(),
             exec_id: self.exec_id.clone(),
             terminal: request.tty,
-            stdin: uri(request.stdin),
-            stdout: uri(request.stdout),
-            stderr: uri(request.stderr && !request.tty),
+            stdin: urls.stdin,
+            stdout: urls.stdout,
+            stderr: urls.stderr,
             spec: Some(AnyMessage { type_url: PROCESS.to_owned(), value: process.to_string().into_bytes() }),
         })
     }
 
     /// Waits for the end; answers the exit code.
     pub(super) async fn wait(&self) -> Result<i32, Error> {
-        let exit = self.clients.extension.wait(self.container.as_str(), &self.exec_id).await;
+        let exit = self.clients.streams.wait(self.container.as_str(), &self.exec_id).await;
         exit.map(|exit| code(exit.exit_status)).map_err(|status| self.failed("wait for", status))
     }
 
     /// Kills the process and all that it started.
     pub(super) async fn kill(&self) -> Result<(), Error> {
-        let request =
-            task::KillRequest { id: self.container.to_string(), exec_id: self.exec_id.clone(), signal: 9, all: true };
-        self.clients.tasks.kill(&request).await.map_err(|status| self.failed("kill", status))
+        let (tasks, id) = (&self.clients.tasks, self.container.as_str());
+        let killed = self.clients.streams.kill_exec(tasks, id, &self.exec_id, self.pid).await;
+        killed.map_err(|status| self.failed("kill", status))
     }
 
     pub(super) fn process(&self) -> Process<'_> {
@@ -94,6 +109,7 @@ impl Exec {
         if let Err(error) = self.clients.tasks.delete(self.container.as_str(), &self.exec_id).await {
             tracing::debug!(container = %self.container, exec = self.exec_id, error = %error, "an exec is left in the shim");
         }
+        self.clients.streams.forget_exec(self.container.as_str(), &self.exec_id);
     }
 
     fn failed(&self, verb: &str, status: Status) -> Error {

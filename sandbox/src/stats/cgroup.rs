@@ -109,7 +109,7 @@ pub(super) fn parse_device(text: &str) -> Option<(u64, u64)> {
 }
 
 /// The cgroup in an OCI spec, below a hierarchy's root; `None` if the spec names none.
-pub(super) fn directory(oci_spec: &serde_json::Value) -> Option<PathBuf> {
+pub(crate) fn directory(oci_spec: &serde_json::Value) -> Option<PathBuf> {
     let path = oci_spec.pointer("/linux/cgroupsPath")?.as_str()?;
     // systemd's driver: a scope in a slice.
     if let [slice, prefix, name] = path.split(':').collect::<Vec<_>>()[..] {

@@ -23,7 +23,7 @@ use crate::{
     model::{ContainerState, ContainerView, Id, PodView},
 };
 
-mod cgroup;
+pub(crate) mod cgroup;
 mod layers;
 mod network;
 mod process;

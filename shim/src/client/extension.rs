@@ -5,57 +5,23 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use bytes::Bytes;
 use prost::Message;
 
+use super::attach::{AttachInput, AttachOutput, AttachStream, AttachTo, InputWay, OutputWay, garbled, input};
 use crate::{
     bootstrap::Bootstrap,
     proto::{extension as wire, service},
-    ttrpc::{CallOptions, Client, Receiver, Sender, Status},
+    ttrpc::{CallOptions, Client, Status},
 };
 
 /// How long a shim may take to open an attach.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Input is cut to pieces well below ttrpc's limit.
-const CHUNK: usize = 64 << 10;
 
 /// Calls the extension service of one shim. A shim that is not ours answers every call with `Unimplemented`.
 #[derive(Clone)]
 pub struct Extension {
     client: Client,
     socket: PathBuf,
-}
-
-/// What to attach to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AttachTo {
-    pub id: String,
-    /// Empty for the container's init process.
-    pub exec_id: String,
-    pub stdin: bool,
-    pub stdout: bool,
-    pub stderr: bool,
-    pub terminal: bool,
-}
-
-/// An open attach. Dropping both halves detaches; the process goes on.
-pub struct AttachStream {
-    pub stdin: AttachInput,
-    pub output: AttachOutput,
-}
-
-/// The way to the process's stdin. Waits while the process does not read.
-pub struct AttachInput(Sender);
-
-/// The process's output in the order in which it was written.
-pub struct AttachOutput(Receiver);
-
-/// A piece of output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    Stdout(Bytes),
-    Stderr(Bytes),
 }
 
 impl Extension {
@@ -68,6 +34,11 @@ impl Extension {
     pub fn of_shim(client: Client, bootstrap: &Bootstrap) -> Result<Self, Status> {
         let address = bootstrap.socket().map_err(Status::invalid)?;
         Ok(Self::new(client, address.socket_path()))
+    }
+
+    /// What the shim serves beside the task service.
+    pub async fn info(&self) -> Result<wire::InfoResponse, Status> {
+        self.client.call(service::EXTENSION, "Info", &()).await
     }
 
     /// Opens the container's log anew, after its file was renamed.
@@ -102,46 +73,6 @@ impl Extension {
             _ => return Err(Status::internal("the shim began an attach with something else than `opened`")),
         }
         let (sender, receiver) = stream.split();
-        Ok(AttachStream { stdin: AttachInput(sender), output: AttachOutput(receiver) })
+        Ok(AttachStream { stdin: AttachInput(InputWay::Shim(sender)), output: AttachOutput(OutputWay::Shim(receiver)) })
     }
-}
-
-impl AttachInput {
-    /// Writes to the process's stdin.
-    pub async fn write(&self, bytes: Bytes) -> Result<(), Status> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(CHUNK));
-            self.0.send(input(wire::attach_input::Input::Stdin(piece))).await?;
-        }
-        Ok(())
-    }
-
-    /// Ends the process's stdin. Output goes on.
-    pub async fn close(&self) -> Result<(), Status> {
-        self.0.send(input(wire::attach_input::Input::CloseStdin(true))).await
-    }
-}
-
-impl AttachOutput {
-    /// The next piece; `None` when the process ended and all of its output was given. Cancel-safe.
-    pub async fn next(&mut self) -> Result<Option<Output>, Status> {
-        while let Some(message) = self.0.recv().await? {
-            match wire::AttachOutput::decode(message).map_err(garbled)?.output {
-                Some(wire::attach_output::Output::Stdout(bytes)) => return Ok(Some(Output::Stdout(bytes))),
-                Some(wire::attach_output::Output::Stderr(bytes)) => return Ok(Some(Output::Stderr(bytes))),
-                // Said once at the beginning, and nothing to a later reader.
-                Some(wire::attach_output::Output::Opened(_)) | None => {}
-            }
-        }
-        Ok(None)
-    }
-}
-
-fn input(input: wire::attach_input::Input) -> Vec<u8> {
-    wire::AttachInput { input: Some(input) }.encode_to_vec()
-}
-
-fn garbled(error: prost::DecodeError) -> Status {
-    Status::internal(format!("attach output of the shim: {error}"))
 }

@@ -9,10 +9,10 @@ use prost::Message;
 use tokio::sync::mpsc;
 
 use crate::proto::extension::{AttachInput, AttachOpen, AttachOutput, attach_input::Input, attach_output};
+use crate::stdio::{Stream as Output, hub::Chunk};
 use crate::ttrpc::{Code, Receiver, Sender, Status, Stream};
 
-use super::io::hub::Chunk;
-use super::io::{Outlet, Stream as Output};
+use super::io::Outlet;
 use super::tasks::{Found, Tasks};
 
 pub(crate) async fn attach(tasks: &Tasks, mut stream: Stream) -> Result<(), Status> {

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use crate::proto::{self, events, runc, task};
 use crate::runc::{CheckpointCall, CriuError, RestoreCall};
 
-use super::cgroup::Cgroup;
 use super::container::Container;
 use super::error::TaskError;
 use super::process::Phase;
 use super::reaper::{Child, UNKNOWN_EXIT};
 use super::record::Exit;
 use super::tasks::Tasks;
+use crate::cgroup::Cgroup;
 
 /// CRIU's own messages of a dump, as containerd's tools look for them.
 const DUMP_LOG: &str = "dump.log";

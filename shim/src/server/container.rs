@@ -9,10 +9,10 @@ use tokio::sync::watch;
 
 use crate::runc::Runc;
 
-use super::cgroup::Cgroup;
 use super::error::TaskError;
 use super::io::PipeOwner;
 use super::process::Process;
+use crate::cgroup::Cgroup;
 
 pub(crate) struct Container {
     pub(crate) id: String,

@@ -10,7 +10,6 @@ use crate::mount::{Mount, mount_all, unmount_all};
 use crate::proto::{self, events, runc, task};
 use crate::runc::{ChildStdio, Create, Runc};
 
-use super::cgroup::Cgroup;
 use super::container::{Container, Spec};
 use super::error::TaskError;
 use super::io::console::ConsoleSocket;
@@ -20,6 +19,7 @@ use super::process::Process;
 use super::reaper::Child;
 use super::record::Exit;
 use super::tasks::Tasks;
+use crate::cgroup::Cgroup;
 
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
 const DEFAULT_BINARY: &str = "runc";

@@ -12,7 +12,6 @@
 mod arguments;
 mod attach;
 mod bundle;
-mod cgroup;
 mod checkpoint;
 mod container;
 mod control;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use prost::Message;
 
-use crate::proto::{extension, service, task};
+use crate::proto::{extension, feature::CRI_LOG, service, task};
 use crate::ttrpc::{BoxFuture, Call, Handler, Status, Stream};
 
 use super::error::TaskError;
@@ -83,6 +83,7 @@ async fn run_task(tasks: &Arc<Tasks>, call: &Call) -> Result<Vec<u8>, Status> {
 
 async fn run_extension(tasks: &Arc<Tasks>, call: &Call) -> Result<Vec<u8>, Status> {
     match call.method.as_str() {
+        "Info" => encode(extension::InfoResponse { features: vec![CRI_LOG.to_owned()] }),
         "ReopenLog" => empty(tasks.reopen_log(&call.decode::<extension::ReopenLogRequest>()?.id).await),
         "Wait" => {
             let request: extension::WaitRequest = call.decode()?;

@@ -144,7 +144,7 @@ impl Tasks {
                 Phase::Added | Phase::Created { .. } | Phase::Starting { .. } | Phase::Exited(_) => None,
             })
             .collect();
-        let pids = container.cgroup.get().map(super::cgroup::Cgroup::pids).unwrap_or_default();
+        let pids = container.cgroup.get().map(crate::cgroup::Cgroup::pids).unwrap_or_default();
         let processes = pids.into_iter().map(|pid| proto::process::ProcessInfo {
             pid: pid as u32,
             info: execs.get(&pid).map(|id| proto::to_any(&runc::ProcessDetails { exec_id: id.clone() })),

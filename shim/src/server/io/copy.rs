@@ -7,18 +7,14 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::tz::TimeZone;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::cri_log::{CriLog, time_of_record};
-use super::hub::{Chunk, Hub};
-use super::record::{Splitter, append};
-use super::{Stream, ended_or_gone};
+use super::ended_or_gone;
+use crate::stdio::{Stream, hub::Chunk, sink::CriSink};
 use crate::sys::WatchedFd;
 
 const CHUNK: usize = 16 * 1024;
@@ -36,15 +32,6 @@ pub(super) enum Sink {
         sender: mpsc::Sender<Chunk>,
     },
     Cri(Box<CriSink>),
-}
-
-pub(super) struct CriSink {
-    stream: Stream,
-    log: Option<Arc<CriLog>>,
-    hub: Arc<Hub>,
-    splitter: Splitter,
-    zone: TimeZone,
-    records: Vec<u8>,
 }
 
 impl Sink {
@@ -67,17 +54,6 @@ impl Sink {
             DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
         }
         Ok(Self::File(OpenOptions::new().append(true).create(true).mode(0o644).open(path)?))
-    }
-
-    pub(super) fn cri(
-        stream: Stream,
-        log: Option<Arc<CriLog>>,
-        hub: Arc<Hub>,
-        max_line: usize,
-        zone: TimeZone,
-    ) -> Self {
-        let splitter = Splitter::new(max_line);
-        Self::Cri(Box::new(CriSink { stream, log, hub, splitter, zone, records: Vec::new() }))
     }
 
     async fn take(&mut self, bytes: &[u8]) {
@@ -113,29 +89,6 @@ impl Sink {
         match self {
             Self::Single { .. } | Self::Discard => true,
             Self::Fifo(_) | Self::File(_) | Self::Cri(_) => false,
-        }
-    }
-}
-
-impl CriSink {
-    fn take(&mut self, bytes: &[u8]) {
-        self.hub.publish(self.stream, bytes);
-        let Some(log) = &self.log else { return };
-        // One time for all records of a read: they were written at the same moment.
-        let time = time_of_record(&self.zone);
-        self.splitter.push(bytes, |piece| append(&mut self.records, &time, self.stream, &piece));
-        if !self.records.is_empty() {
-            log.write(&self.records);
-            self.records.clear();
-        }
-    }
-
-    fn finish(&mut self) {
-        let Some(log) = &self.log else { return };
-        let time = time_of_record(&self.zone);
-        self.splitter.finish(|piece| append(&mut self.records, &time, self.stream, &piece));
-        if !self.records.is_empty() {
-            log.write(&self.records);
         }
     }
 }

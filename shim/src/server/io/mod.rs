@@ -12,9 +12,6 @@
 
 pub(crate) mod console;
 mod copy;
-pub(crate) mod cri_log;
-pub(crate) mod hub;
-mod record;
 pub(crate) mod request;
 mod stdin;
 
@@ -30,21 +27,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::runc::ChildStdio;
+use crate::stdio::{
+    Stream,
+    cri_log::CriLog,
+    hub::{Chunk, Hub},
+    sink::CriSink,
+};
 use crate::sys::WatchedFd;
 use copy::{Sink, copy};
-use cri_log::CriLog;
-use hub::{Chunk, Hub};
 use request::{Input, Output, StdioRequest, UnknownStdio, parse_input, parse_output};
 pub(crate) use stdin::Stdin;
 
 /// Chunks on the way to an exec's Attach stream, at most 16 KiB each, before the process has to wait.
 const EXEC_CHUNKS: usize = 8;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
-    Stdout,
-    Stderr,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IoError {
@@ -212,11 +207,11 @@ impl<'a> Plan<'a> {
             },
             Output::CriLog { path, max_line } => {
                 if let (Some(path), None) = (path, &self.log) {
-                    self.log = Some(Arc::new(CriLog::open(path)?));
+                    self.log = Some(Arc::new(CriLog::open(path, crate::server::say)?));
                 }
                 let log = self.log.clone().filter(|_| path.is_some());
                 let hub = self.hub.clone().unwrap_or_default();
-                Sink::cri(stream, log, hub, *max_line, self.context.zone.clone())
+                Sink::Cri(Box::new(CriSink::new(stream, log, hub, *max_line, self.context.zone.clone())))
             }
         }))
     }

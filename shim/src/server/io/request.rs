@@ -1,6 +1,6 @@
 //! What a client asks for as stdin, stdout and stderr, parsed from its strings; nothing is opened here.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
 /// Content bytes of one CRI record when the client names no limit, as containerd has it.
 const DEFAULT_MAX_LINE: usize = 16384;
@@ -69,7 +69,6 @@ pub(crate) fn parse_output(url: &str) -> Result<Output, UnknownStdio> {
     }
 }
 
-/// The path is taken as it is, without percent-decoding: its only writer is our own daemon.
 fn parse_cri(rest: &str) -> Output {
     let (path, mut pairs) = query(rest);
     let max_line = pairs.find(|(key, _)| *key == "max_line").and_then(|(_, value)| value.parse::<i64>().ok());
@@ -78,7 +77,29 @@ fn parse_cri(rest: &str) -> Output {
         // CRI's convention: zero and below means lines are never split.
         Some(limit) => usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX),
     };
-    Output::CriLog { path: (!path.is_empty()).then(|| PathBuf::from(path)), max_line }
+    Output::CriLog { path: (!path.is_empty()).then(|| PathBuf::from(OsString::from_vec(decode(path)))), max_line }
+}
+
+/// Bytes for which the daemon wrote a percent sign and two digits; another percent sign is itself.
+fn decode(text: &str) -> Vec<u8> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        let code = match tail {
+            [high, low, ..] if *first == b'%' => digit(high).zip(digit(low)),
+            _ => None,
+        };
+        match code {
+            Some((high, low)) => {
+                plain.push(high << 4 | low);
+                rest = &tail[2..];
+            }
+            None => plain.push(*first),
+        }
+    }
+    plain
 }
 
 fn split(url: &str) -> (&str, &str) {
@@ -106,6 +127,7 @@ mod tests {
             ("cri:///var/0.log?max_line=100", log(Some("/var/0.log"), 100)),
             ("cri:///var/0.log?max_line=0", log(Some("/var/0.log"), usize::MAX)),
             ("cri://?max_line=16384", log(None, 16384)),
+            ("cri:///var/a%20b%3F/0%.log?max_line=1", log(Some("/var/a b?/0%.log"), 1)),
             ("cri:///var/0.log", log(Some("/var/0.log"), 16384)),
         ] {
             assert_eq!(parse_output(url), Ok(expected), "{url}");

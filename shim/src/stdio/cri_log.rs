@@ -17,11 +17,13 @@ pub(crate) struct CriLog {
     path: PathBuf,
     /// The descriptor that records go to, and whether the last write failed, so that an outage is told once.
     file: Mutex<(File, bool)>,
+    /// Where an outage is told.
+    say: fn(&str),
 }
 
 impl CriLog {
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: Mutex::new((open(path)?, false)) })
+    pub(crate) fn open(path: &Path, say: fn(&str)) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), file: Mutex::new((open(path)?, false)), say })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -42,7 +44,7 @@ impl CriLog {
             Ok(()) => *failing = false,
             Err(error) if !*failing => {
                 *failing = true;
-                crate::server::say(&format!("cannot write {}: {error}; its lines are lost", self.path.display()));
+                (self.say)(&format!("cannot write {}: {error}; its lines are lost", self.path.display()));
             }
             Err(_) => {}
         }
@@ -71,7 +73,7 @@ mod tests {
     fn after_a_reopen_records_go_to_the_new_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pod/0.log");
-        let log = CriLog::open(&path).unwrap();
+        let log = CriLog::open(&path, |_| ()).unwrap();
         log.write(b"one\n");
         std::fs::rename(&path, dir.path().join("old")).unwrap();
         log.write(b"two\n");
@@ -85,7 +87,7 @@ mod tests {
     fn a_reopen_that_fails_keeps_the_old_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pod/0.log");
-        let log = CriLog::open(&path).unwrap();
+        let log = CriLog::open(&path, |_| ()).unwrap();
         std::fs::rename(dir.path().join("pod"), dir.path().join("moved")).unwrap();
         std::fs::write(dir.path().join("pod"), "a file in the way").unwrap();
         log.reopen().unwrap_err();

@@ -1,4 +1,5 @@
-//! The cgroup of a container, found through its init process: which processes it holds, and what the kernel killed.
+//! The cgroup of a container, found through its init process or by its path: which processes it holds, and what the
+//! kernel killed.
 //!
 //! Only reads. Works on cgroup v1 (the memory controller's hierarchy), on hybrid hosts, and on v2.
 
@@ -25,6 +26,16 @@ impl Cgroup {
     pub(crate) fn of_process(pid: i32) -> Option<Self> {
         let unified = Path::new(MOUNT).join("cgroup.controllers").exists();
         parse(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?, unified)
+    }
+
+    /// The cgroup of this path, below the root of whatever hierarchy there is.
+    pub(crate) fn at(path: &Path) -> Self {
+        let unified = Path::new(MOUNT).join("cgroup.controllers").exists();
+        let (root, version) = match unified {
+            true => (PathBuf::from(MOUNT), Version::Two),
+            false => (Path::new(MOUNT).join("memory"), Version::One),
+        };
+        Self { directory: root.join(path.strip_prefix("/").unwrap_or(path)), version }
     }
 
     /// Every process in it, nested cgroups included. A directory that vanishes meanwhile holds none.
