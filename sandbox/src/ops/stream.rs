@@ -6,7 +6,7 @@ use bytes::Bytes;
 use shim::{
     client::{AttachInput, AttachOutput, AttachStream, AttachTo, ExecStdio, Output as ShimOutput},
     proto::{AnyMessage, task},
-    ttrpc::Status,
+    ttrpc::{MAX_PAYLOAD, Status},
 };
 use tokio::sync::mpsc;
 
@@ -66,6 +66,7 @@ impl Exec {
     ) -> Result<task::ExecProcessRequest, Error> {
         let process = process(&container.oci_spec, &request.command, request.tty)
             .ok_or_else(|| Error::plain(format!("container {}: its OCI spec has no process", container.id)))?;
+        let spec = fitting(process.to_string().into_bytes())?;
         let stdio = ExecStdio {
             id: self.container.to_string(),
             exec_id: self.exec_id.clone(),
@@ -83,7 +84,7 @@ impl Exec {
             stdin: urls.stdin,
             stdout: urls.stdout,
             stderr: urls.stderr,
-            spec: Some(AnyMessage { type_url: PROCESS.to_owned(), value: process.to_string().into_bytes() }),
+            spec: Some(AnyMessage { type_url: PROCESS.to_owned(), value: spec }),
         })
     }
 
@@ -230,6 +231,18 @@ fn code(status: u32) -> i32 {
     i32::try_from(status).unwrap_or(255)
 }
 
+/// The process goes to the shim in one message, which is small beside its arguments and environment.
+fn fitting(process: Vec<u8>) -> Result<Vec<u8>, Error> {
+    const LONGEST: usize = MAX_PAYLOAD - 4096;
+    match process.len() > LONGEST {
+        false => Ok(process),
+        true => Err(Error::Invalid(format!(
+            "cmd: with the container's environment it is {} bytes long as JSON, a shim takes at most {LONGEST}",
+            process.len()
+        ))),
+    }
+}
+
 /// The container's process with another command.
 fn process(oci_spec: &serde_json::Value, command: &[String], tty: bool) -> Option<serde_json::Value> {
     let mut process = oci_spec.get("process")?.clone();
@@ -263,5 +276,14 @@ mod tests {
             )
         );
         assert_eq!(process(&json!({}), &["sh".into()], false), None);
+    }
+
+    #[test]
+    fn a_command_that_no_message_to_a_shim_holds_is_refused_before_it_is_sent() {
+        let spec = json!({"process": {"env": ["A=1"]}});
+        let command = |words: usize| process(&spec, &vec!["x".repeat(100_000); words], false).unwrap();
+        assert!(fitting(command(41).to_string().into_bytes()).is_ok());
+        let refused = fitting(command(42).to_string().into_bytes()).unwrap_err();
+        assert!(matches!(&refused, Error::Invalid(text) if text.starts_with("cmd: ")), "{refused}");
     }
 }
