@@ -17,10 +17,11 @@ use tokio::task::spawn_blocking;
 use super::{
     Attachment, Network, args,
     cache::{Cache, Entry},
-    config::{Loader, NetworkList, Version},
+    config::{Loader, NetworkList, Plugin, Version},
     loopback,
     plugin::{Plugins, Subject},
     result::{self, Raised},
+    runs::{Runs, end_leftovers},
 };
 use crate::{
     error::Error,
@@ -84,6 +85,7 @@ struct Inner {
     loader: Loader,
     plugins: Plugins,
     cache: Cache,
+    runs: Runs,
     config: CniConfig,
 }
 
@@ -93,7 +95,7 @@ impl Cni {
         let loader = Loader::new(config.conf_dir.clone(), config.max_conf_num);
         let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), deadline: config.deadline };
         let cache = Cache::new(&config.cache_dir);
-        Cni { inner: Arc::new(Inner { loader, plugins, cache, config }) }
+        Cni { inner: Arc::new(Inner { loader, plugins, cache, runs: Runs::default(), config }) }
     }
 
     /// Asks the plugins whether a pod's attachments are as they left them.
@@ -192,10 +194,9 @@ impl Inner {
         interface: String,
         call: &Call,
     ) -> Result<(String, Raised), Error> {
-        let subject = call.subject(&interface);
         let mut previous = None;
         for plugin in &network.plugins {
-            previous = Some(self.plugins.add(network, plugin, &subject, previous.as_ref()).await?);
+            previous = Some(self.add_by(network, plugin, &interface, call, previous).await?);
         }
         let result = previous.expect("a network has at least one plugin");
         let raised = result::raise(&result, network.version)
@@ -206,6 +207,26 @@ impl Inner {
         entry.result = result;
         self.with_cache(move |cache| cache.put(&entry)).await?;
         Ok((interface, raised))
+    }
+
+    /// One plugin, to its end: dropping this starts no other one, but the plugin goes on, and a detach waits for it.
+    async fn add_by(
+        self: &Arc<Self>,
+        network: &NetworkList,
+        plugin: &Plugin,
+        interface: &str,
+        call: &Call,
+        previous: Option<Value>,
+    ) -> Result<Value, Error> {
+        let running = self.runs.add(&call.id).await;
+        let (this, network, plugin) = (Arc::clone(self), network.clone(), plugin.clone());
+        let (interface, call) = (interface.to_owned(), call.clone());
+        let added = tokio::spawn(async move {
+            let added = this.plugins.add(&network, &plugin, &call.subject(&interface), previous.as_ref()).await;
+            drop(running);
+            added
+        });
+        added.await.map_err(|error| Error::failed("a network plugin's run was lost", error))?
     }
 
     fn summarize(&self, pod: &Attachment, added: &[(String, Raised)]) -> Result<PodNetwork, Error> {
@@ -223,8 +244,15 @@ impl Inner {
         if let Some(netns) = pod.netns.as_deref().filter(|netns| netns::is_pinned(netns)) {
             call.netns = text(netns)?;
         }
+        let _alone = self.runs.delete(&pod.id).await;
+        let owed = self.owed(pod).await?;
+        if owed.iter().any(|(_, owed)| owed.entry.is_none()) {
+            // An ADD that nobody knows the end of.
+            let (id, deadline) = (pod.id.clone(), self.config.deadline);
+            blocking(move || end_leftovers(&id, deadline)).await?;
+        }
         let mut failed = Vec::new();
-        for (network, owed) in self.owed(pod).await?.iter().rev() {
+        for (network, owed) in owed.iter().rev() {
             if let Err(error) = self.delete(network, owed, &call).await {
                 failed.push(error);
             }

@@ -1,6 +1,6 @@
 //! One run of a CNI plugin: environment and standard input in, JSON out, a deadline, and a process group of its own.
 //!
-//! Dropping the future kills the plugin and its children, as the deadline does.
+//! Dropping the future kills the plugin and its children, as the deadline does; see `runs.rs` for who may.
 
 use std::{
     io,

@@ -19,6 +19,7 @@ mod exec;
 mod loopback;
 mod plugin;
 mod result;
+mod runs;
 
 #[cfg(test)]
 mod tests;
@@ -46,10 +47,10 @@ pub trait Network: Send + Sync {
     /// Whether pods can be attached now; the error's text is what CRI's Status shows.
     fn ready(&self) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Gives the namespace its interfaces.
+    /// Gives the namespace its interfaces. Dropping it lets the plugins that run end by themselves and starts no others.
     fn attach(&self, pod: Attachment) -> BoxFuture<'_, Result<PodNetwork, Error>>;
 
-    /// Takes everything back, also with a netns that is gone.
+    /// Takes everything back, also with a netns that is gone, once no plugin works for the pod any more.
     fn detach(&self, pod: Attachment) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Pods that plugins may still hold something for: a detach is owed to each that no longer exists.

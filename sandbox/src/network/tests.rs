@@ -23,12 +23,15 @@ const ANSWER: &str = r#"echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0"
 /// A directory with plugins, configuration, cache, and a pinned namespace.
 struct Node {
     dir: TempDir,
+    /// Of a pod, and of this node only: a detach waits for every plugin on the machine that works for it.
+    id: Id,
     deadline: Duration,
 }
 
 impl Node {
     fn new() -> Node {
-        let node = Node { dir: tempfile::tempdir().unwrap(), deadline: Duration::from_secs(30) };
+        let node =
+            Node { dir: tempfile::tempdir().unwrap(), id: Id::random().unwrap(), deadline: Duration::from_secs(30) };
         for name in ["conf", "bin"] {
             fs::create_dir(node.path(name)).unwrap();
         }
@@ -77,7 +80,7 @@ impl Node {
     }
 
     fn clean(&self, text: &str) -> String {
-        text.replace(self.dir.path().to_str().unwrap(), "DIR").replace(id().as_str(), "ID")
+        text.replace(self.dir.path().to_str().unwrap(), "DIR").replace(self.id.as_str(), "ID")
     }
 
     fn log(&self) -> String {
@@ -91,7 +94,7 @@ impl Node {
 
     fn pod(&self) -> Attachment {
         Attachment {
-            id: id(),
+            id: self.id.clone(),
             netns: Some(self.netns()),
             name: PodName { name: "web".into(), namespace: "prod".into(), uid: "u-1".into(), attempt: 0 },
             port_mappings: Vec::new(),
@@ -110,10 +113,6 @@ impl Drop for Node {
     fn drop(&mut self) {
         netns::unpin(&self.netns()).unwrap();
     }
-}
-
-fn id() -> Id {
-    Id::parse(&"a".repeat(64)).unwrap()
 }
 
 #[tokio::test]
@@ -137,7 +136,7 @@ async fn privileged_plugins_run_in_order_and_are_taken_back_in_reverse() {
     insta::assert_snapshot!(network.result, @r##"
         {"DNS":[{}],"Interfaces":{"eth0":{"IPConfigs":[{"Gateway":"10.0.0.1","IP":"10.0.0.2"}],"Mac":"","Sandbox":""}},"Routes":[]}
         "##);
-    assert_eq!(cni.cached().await.unwrap(), [id()]);
+    assert_eq!(cni.cached().await.unwrap(), std::slice::from_ref(&node.id));
     cni.check(pod.clone()).await.unwrap();
     cni.detach(pod).await.unwrap();
     assert_eq!(cni.cached().await.unwrap(), []);
@@ -255,7 +254,7 @@ async fn privileged_a_pod_is_detached_without_its_namespace_and_without_its_conf
     fs::remove_file(node.path("log")).unwrap();
     node.plugin("first", "exit 1");
     assert!(cni.detach(node.pod()).await.is_err());
-    assert_eq!(cni.cached().await.unwrap(), [id()], "a DEL stays owed until it succeeds");
+    assert_eq!(cni.cached().await.unwrap(), std::slice::from_ref(&node.id), "a DEL stays owed until it succeeds");
     node.plugin("first", r#"echo '{"code":2,"msg":"interface not found"}'; exit 1"#);
     cni.detach(node.pod()).await.unwrap();
     assert_eq!(cni.cached().await.unwrap(), []);
@@ -285,28 +284,53 @@ async fn privileged_status_is_asked_of_plugins_that_have_it() {
 }
 
 #[tokio::test]
-async fn privileged_dropping_an_attach_kills_the_plugin() {
+async fn privileged_a_dropped_attach_lets_its_plugin_end_and_the_detach_comes_after_it() {
     let node = Node::new();
-    let started = node.path("started");
-    node.plugin("slow", &format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 1000", started.display()));
-    node.network("net", "1.0.0", &[("slow", "")]);
+    let (started, go_on) = (node.path("started"), node.path("go-on"));
+    // It ends when it is told to, and says so.
+    let log = node.path("log");
+    let slow = format!(
+        "[ $CNI_COMMAND = DEL ] && exit 0\n: > {started}\nwhile [ ! -e {go_on} ]; do sleep 0.01; done\necho slow ended - >> {log}\n{ANSWER}",
+        started = started.display(),
+        go_on = go_on.display(),
+        log = log.display(),
+    );
+    node.plugin("slow", &slow);
+    node.plugin("next", ANSWER);
+    node.network("net", "1.0.0", &[("slow", ""), ("next", "")]);
     let cni = node.cni();
-    let attach = cni.attach(node.pod());
     let seen = async {
         while !started.exists() {
             tokio::task::yield_now().await;
         }
     };
     tokio::select! {
-        answer = attach => panic!("it cannot answer: {answer:?}"),
+        answer = cni.attach(node.pod()) => panic!("it cannot answer: {answer:?}"),
         () = seen => {}
     }
-    let status = PathBuf::from(format!("/proc/{}/status", fs::read_to_string(&started).unwrap().trim()));
-    let give_up = Instant::now() + Duration::from_secs(10);
-    while fs::read_to_string(&status).is_ok_and(|text| !text.contains("State:\tZ")) {
-        assert!(Instant::now() < give_up, "the plugin lives on");
-        tokio::task::yield_now().await;
-    }
+    let detaching = cni.detach(node.pod());
+    tokio::pin!(detaching);
+    assert!(futures_util::poll!(&mut detaching).is_pending());
+    fs::write(go_on, "").unwrap();
+    detaching.await.unwrap();
+    assert_eq!(node.verbs(), ["slow ADD eth0", "slow ended -", "next DEL eth0", "slow DEL eth0"]);
+}
+
+#[tokio::test]
+async fn privileged_a_detach_comes_after_the_plugin_that_a_killed_daemon_has_left() {
+    let node = Node::new();
+    node.plugin("slow", "[ $CNI_COMMAND = DEL ] && exit 0\nsleep 1000");
+    node.network("net", "1.0.0", &[("slow", "")]);
+    // As it was started by the daemon that is gone: with the environment that CNI prescribes.
+    let work = format!("sleep 0.3; echo slow ended - >> {}", node.path("log").display());
+    let mut left = std::process::Command::new("sh")
+        .args(["-c", &work])
+        .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", node.id.as_str())])
+        .spawn()
+        .unwrap();
+    node.cni().detach(node.pod()).await.unwrap();
+    left.wait().unwrap();
+    assert_eq!(node.verbs(), ["slow ended -", "slow DEL eth0"]);
 }
 
 /// Runs in a network namespace of its own, so that the bridge is not the host's.

@@ -87,7 +87,7 @@ async fn attach_and_make_pause(
             Ok(made) => Ok((attaching.await?, made)),
             Err(error) => {
                 if tokio::time::timeout(PLUGINS_END, attaching).await.is_err() {
-                    tracing::warn!(pod = %pod.id, "network plugins of a pod that failed to start were killed");
+                    tracing::warn!(pod = %pod.id, "the network of a pod that failed to start takes long; no further plugin is run");
                 }
                 Err(error)
             }
