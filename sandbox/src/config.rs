@@ -32,6 +32,10 @@ pub struct Config {
     pub default_cgroup_parent: String,
     /// A container asking for a lower OOM score than the daemon has gets the daemon's.
     pub restrict_oom_score_adj: bool,
+    /// Where vendors' CDI files are, the later ones winning; `None` disables CDI.
+    pub cdi_spec_dirs: Option<Vec<PathBuf>>,
+    /// Pods and containers get no AppArmor profile, and none may ask for one.
+    pub disable_apparmor: bool,
     /// Make no volumes for what images declare as such (`VOLUME`).
     pub ignore_image_volumes: bool,
     pub timeouts: Timeouts,

@@ -27,6 +27,7 @@ pub struct Host {
     pub cgroup: CgroupMode,
     /// The kernel can filter system calls.
     pub seccomp: bool,
+    /// The kernel has AppArmor and the host its parser; not inside a container, where profiles are the outer host's.
     pub apparmor: bool,
     /// The bounding set of this process, in the kernel's order: what `ALL` and `privileged` grant.
     pub capabilities: Vec<Capability>,
@@ -105,7 +106,9 @@ fn has_swap_accounting(mode: CgroupMode) -> bool {
 }
 
 fn apparmor() -> bool {
-    Path::new("/sys/kernel/security/apparmor").exists()
+    // systemd(1) and the managers of system containers set the variable.
+    std::env::var_os("container").is_none_or(|value| value.is_empty())
+        && Path::new("/sys/kernel/security/apparmor").exists()
         && Path::new("/sbin/apparmor_parser").exists()
         && fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
 }

@@ -8,7 +8,9 @@
 //!        └── recover.rs, once
 //! ```
 
+mod apparmor;
 mod bundle;
+pub mod cdi;
 pub mod changes;
 mod config;
 pub mod error;

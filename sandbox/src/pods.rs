@@ -71,8 +71,8 @@ impl Pods {
         network: Arc<dyn Network>,
         launcher: Arc<dyn Launcher>,
     ) -> Result<Pods, Error> {
-        let restrict = config.restrict_oom_score_adj;
-        let host = tokio::task::spawn_blocking(move || read_host(restrict));
+        let (restrict, without_apparmor) = (config.restrict_oom_score_adj, config.disable_apparmor);
+        let host = tokio::task::spawn_blocking(move || read_host(restrict, without_apparmor));
         let host = host.await.map_err(|error| Error::failed("read facts about the host", error))??;
         let world = Arc::new(World {
             paths: Paths::new(&config),
@@ -247,8 +247,9 @@ impl Pods {
 }
 
 /// The host's facts. With `restrict`, no container gets a lower OOM score than the daemon itself has.
-fn read_host(restrict: bool) -> Result<Host, Error> {
+fn read_host(restrict: bool, without_apparmor: bool) -> Result<Host, Error> {
     let mut host = Host::read()?;
+    host.apparmor &= !without_apparmor;
     if restrict {
         let path = "/proc/self/oom_score_adj";
         let text = std::fs::read_to_string(path).map_err(|error| Error::failed(format!("read {path}"), error))?;

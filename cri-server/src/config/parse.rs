@@ -240,6 +240,16 @@ fn runtime(
     section.number("max_container_log_line_size", &mut runtime.max_log_line)?;
     section.boolean("restrict_oom_score_adj", &mut runtime.restrict_oom_score_adj)?;
     section.string("unset_seccomp_profile", &mut runtime.unset_seccomp_profile)?;
+    section.boolean("disable_apparmor", &mut runtime.disable_apparmor)?;
+    section.boolean("enable_cdi", &mut runtime.enable_cdi)?;
+    let mut dirs = Vec::new();
+    section.strings("cdi_spec_dirs", &mut dirs)?;
+    if let Some(bad) = dirs.iter().find(|dir| !dir.starts_with('/')) {
+        return Err(format!("{} must be absolute paths, not {bad:?}", section.path("cdi_spec_dirs")));
+    }
+    if !dirs.is_empty() {
+        runtime.cdi_spec_dirs = dirs.into_iter().map(PathBuf::from).collect();
+    }
     section.boolean("netns_mounts_under_state_dir", &mut runtime.netns_under_state)?;
     section.boolean("enable_unprivileged_ports", &mut runtime.unprivileged_ports)?;
     section.boolean("enable_unprivileged_icmp", &mut runtime.unprivileged_icmp)?;
@@ -252,11 +262,8 @@ fn runtime(
     section.pending(&["disable_proc_mount", "device_ownership_from_security_context"], warnings);
     section.accept(&[
         "selinux_category_range",
-        "disable_apparmor",
         "tolerate_missing_hugetlb_controller",
         "disable_hugetlb_controller",
-        "enable_cdi",
-        "cdi_spec_dirs",
         "drain_exec_sync_io_timeout",
         "ignore_deprecation_warnings",
         "stats_collect_period",

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use oci_spec::runtime::{Capability, Linux, LinuxResources, Process, Root, Spec};
 
 use super::{
-    ContainerInput, annotations, args, capabilities, cgroup, devices, env, mounts, namespaces, pod, resources, seccomp,
+    ContainerInput, annotations, apparmor, args, capabilities, cgroup, devices, env, mounts, namespaces, pod,
+    resources, seccomp,
 };
 use crate::error::Error;
 
@@ -58,7 +59,7 @@ fn check(input: &ContainerInput<'_>) -> Result<(), Error> {
     if let Some(name) = class("blockio.resources.beta.kubernetes.io/").or(class("rdt.resources.beta.kubernetes.io/")) {
         return Err(Error::Unsupported(format!("annotation {name}: block IO and RDT classes are not supported")));
     }
-    seccomp::refuse_modules(container.privileged, &container.apparmor, container.selinux.as_ref(), input.host)
+    seccomp::refuse_selinux(container.selinux.as_ref())
 }
 
 fn granted(input: &ContainerInput<'_>) -> Result<HashSet<Capability>, Error> {
@@ -90,6 +91,7 @@ fn process(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<
         // Inherited from the daemon, whose unit file sets them.
         .set_rlimits(None)
         .set_no_new_privileges(Some(container.no_new_privs))
+        .set_apparmor_profile(apparmor::of_container(&container.apparmor, container.privileged, input.host)?)
         .set_oom_score_adj(Some(oom_score_adj));
     Ok(process)
 }

@@ -36,9 +36,6 @@ pub struct ResolvedDevice {
 
 /// Finds the device nodes that a container is to have: those it names, and for a privileged one the host's. Blocks.
 pub fn resolve(container: &ContainerSpec, handler: &HandlerOptions) -> Result<Vec<ResolvedDevice>, Error> {
-    if !container.cdi_devices.is_empty() {
-        return Err(Error::Unsupported("CDI_devices are not supported".into()));
-    }
     let mut found = Vec::new();
     if container.privileged && !handler.privileged_without_host_devices {
         let root = Path::new("/dev");

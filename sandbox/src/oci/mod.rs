@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub mod annotations;
+pub mod apparmor;
 pub mod args;
 pub mod capabilities;
 pub mod cgroup;

@@ -3,7 +3,8 @@
 use oci_spec::runtime::{Linux, Process, Root, Spec, User, get_default_maskedpaths, get_default_readonly_paths};
 
 use super::{
-    PodInput, annotations, args, capabilities, cgroup, devices, env, mounts, namespaces, resources, seccomp, sysctls,
+    PodInput, annotations, apparmor, args, capabilities, cgroup, devices, env, mounts, namespaces, resources, seccomp,
+    sysctls,
 };
 use crate::error::Error;
 
@@ -47,6 +48,7 @@ fn process(input: &PodInput<'_>) -> Result<Process, Error> {
         .set_capabilities(Some(capabilities::to_linux(&capabilities::default_set())))
         .set_rlimits(None)
         .set_no_new_privileges(Some(true))
+        .set_apparmor_profile(apparmor::of_pod(&input.pod.apparmor, input.pod.privileged, input.host)?)
         .set_oom_score_adj(Some(oom_score_adj));
     Ok(process)
 }
@@ -59,7 +61,7 @@ pub(super) fn user(found: &crate::model::ContainerUser) -> User {
 
 fn linux(input: &PodInput<'_>) -> Result<Linux, Error> {
     let pod = input.pod;
-    seccomp::refuse_modules(pod.privileged, &pod.apparmor, pod.selinux.as_ref(), input.host)?;
+    seccomp::refuse_selinux(pod.selinux.as_ref())?;
     let filter = seccomp::filter(
         &pod.seccomp,
         &seccomp::Process {

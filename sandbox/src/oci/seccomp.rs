@@ -64,24 +64,8 @@ pub(super) fn filter(profile: &SecurityProfile, process: &Process<'_>) -> Result
     Ok(Some(filter))
 }
 
-/// Refuses what needs a security module that we do not drive.
-pub(super) fn refuse_modules(
-    privileged: bool,
-    apparmor: &SecurityProfile,
-    selinux: Option<&Selinux>,
-    host: &Host,
-) -> Result<(), Error> {
-    match apparmor {
-        SecurityProfile::Unset | SecurityProfile::Unconfined => {}
-        SecurityProfile::RuntimeDefault | SecurityProfile::Localhost(_) if !host.apparmor => {
-            return Err(Error::Unsupported("apparmor: apparmor is not supported by this host".into()));
-        }
-        // A privileged process skips the default profile anyway.
-        SecurityProfile::RuntimeDefault if privileged => {}
-        SecurityProfile::RuntimeDefault | SecurityProfile::Localhost(_) => {
-            return Err(Error::Unsupported("apparmor: AppArmor profiles are not supported".into()));
-        }
-    }
+/// Refuses labels, which we do not make.
+pub(super) fn refuse_selinux(selinux: Option<&Selinux>) -> Result<(), Error> {
     // containerd ignores the options unless its configuration enables SELinux, and clients send them regardless.
     if selinux.is_some() && Path::new("/sys/fs/selinux/enforce").exists() {
         return Err(Error::Unsupported("selinux_options: SELinux labels are not supported".into()));

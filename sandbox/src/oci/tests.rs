@@ -190,7 +190,7 @@ fn image() -> Image {
     }
 }
 
-fn host() -> Host {
+pub(super) fn host() -> Host {
     Host {
         hostname: "node".into(),
         kernel: (6, 1),
@@ -309,7 +309,7 @@ fn mounts_are_merged_by_destination_parents_first() {
 fn what_cannot_be_kept_is_refused_by_name() {
     let mut world = World::new();
     world.container.apparmor = SecurityProfile::RuntimeDefault;
-    assert_eq!(world.refused(), "apparmor: apparmor is not supported by this host");
+    assert_eq!(world.refused(), "apparmor is not supported: this host does not have it, or disable_apparmor is set");
     world.container.apparmor = SecurityProfile::Unset;
     world.container.capabilities.add = vec!["FLY".into()];
     assert_eq!(world.refused(), "unknown capability \"FLY\"");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    Error, bundle, image_volumes,
+    Error, apparmor, bundle, cdi, image_volumes,
     model::{ContainerUser, Id},
     oci::{self, ContainerInput, devices, mounts, seccomp},
     ops::Undone,
@@ -58,7 +58,11 @@ fn make(
     // What can be refused without an effect is refused before the first one.
     let mut resolved = mounts::resolve_sources(&request.mounts)?;
     let devices = devices::resolve(request, &handler)?;
+    let cdi_devices = cdi::resolve(request, world.config.cdi_spec_dirs.as_deref())?;
     let profile = seccomp::read_profile(&request.seccomp)?;
+    if let Some(profile) = oci::apparmor::of_container(&request.apparmor, request.privileged, &world.host)? {
+        apparmor::ready(&profile)?;
+    }
     world.node.make_dir(&world.paths.container_root(id), 0o755)?;
     let rootfs = bundle::make(world, pod, id, &container.image)?;
     let root = bundle::open_root(&rootfs)?;
@@ -68,7 +72,7 @@ fn make(
     let mut pod_spec = pod.spec.clone();
     pod_spec.cgroup_parent = world.cgroup_parent(pod).to_owned();
     let (netns, userns) = (world.netns(pod), world.userns(pod));
-    let spec = oci::container(&ContainerInput {
+    let mut spec = oci::container(&ContainerInput {
         id,
         container: request,
         image: &container.image,
@@ -89,6 +93,7 @@ fn make(
         oci_version: oci::OCI_VERSION,
         seccomp: profile.as_ref(),
     })?;
+    cdi::apply(&mut spec, &cdi_devices);
     let oci_spec = bundle::write_config(world, id, &spec)?;
     Ok(Created { user, oci_spec })
 }

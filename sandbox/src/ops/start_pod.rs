@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use snapshotter::Mount;
 
 use crate::{
-    Error, bundle, files,
+    Error, apparmor, bundle, files,
     launcher::{NewTask, Shim},
     model::PodNetwork,
     oci::{self, PodInput, seccomp},
@@ -124,6 +124,9 @@ async fn make_pause(
 
 /// The pod's directories and files, and the pause container's bundle. Blocks.
 fn write_files(world: &World, pod: &PodRecord) -> Result<serde_json::Value, Error> {
+    if let Some(profile) = oci::apparmor::of_pod(&pod.spec.apparmor, pod.spec.privileged, &world.host)? {
+        apparmor::ready(&profile)?;
+    }
     let files = world.paths.pod_files(&pod.id, pod.host_ipc());
     world.node.make_dir(&world.paths.pod_root(&pod.id), 0o755)?;
     world.node.make_dir(&world.paths.pod_state(&pod.id), 0o755)?;

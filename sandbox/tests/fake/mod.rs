@@ -243,6 +243,8 @@ pub(crate) fn config(dir: &Path) -> Config {
         max_log_line: 16384,
         default_cgroup_parent: String::new(),
         restrict_oom_score_adj: false,
+        cdi_spec_dirs: Some(Vec::new()),
+        disable_apparmor: false,
         ignore_image_volumes: false,
         timeouts: Timeouts { kill: Duration::from_secs(5), ..Timeouts::default() },
     }
