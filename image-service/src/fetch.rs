@@ -6,14 +6,14 @@
 //!
 //! What a pull that ended left of a blob is gone on with. A blob is fetched once, however many ask for it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::{
     arrival::{Arrivals, Arriving},
@@ -67,7 +67,9 @@ impl Pull<'_> {
             tracing::warn!(%digest, went_on, error = %wrong, "a blob was not what was asked for");
             // What had come earlier may be to blame, which is gone now. If it was not, somebody lied.
             if !went_on && (watch.received() == 0 || !session.distrust(&watch)) {
-                return Err(PullError::Failed { reference: self.reference.to_string(), source: wrong });
+                let from = session.shown_sources(&watch);
+                let what = if from.is_empty() { wrong.to_string() } else { format!("{wrong}; it came from {from}") };
+                return Err(self.failed(Error::Corrupt(what)));
             }
         }
         self.fetch_once(session, descriptor, arrivals.next(), &Watch::default()).await.1
@@ -186,7 +188,7 @@ impl Progress<'_> {
         loop {
             let now = self.watch.received();
             let (_, since) = *self.last.get_or_insert_with(|| (now, Instant::now()));
-            match tokio::time::timeout_at((since + self.after).into(), &mut *future).await {
+            match tokio::time::timeout_at(since + self.after, &mut *future).await {
                 Ok(output) => return Some(output),
                 Err(_) if self.last.is_some_and(|(before, _)| before == self.watch.received()) => return None,
                 Err(_) => self.last = None,

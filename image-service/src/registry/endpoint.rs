@@ -128,8 +128,8 @@ impl Endpoint {
         !self.distrusted.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn distrust(&self) {
-        self.distrusted.store(true, Ordering::Relaxed);
+    pub(crate) fn set_trust(&self, is_trusted: bool) {
+        self.distrusted.store(!is_trusted, Ordering::Relaxed);
     }
 
     /// Sends a request until it is answered with a success or there is no point in trying again.

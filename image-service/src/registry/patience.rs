@@ -39,17 +39,19 @@ impl Patience {
         let repeats = self.last.replace(status) == Some(status);
         let own = match status {
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => SHORT_WAIT,
+            // What stands in front of a registry that is being restarted says one of these.
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+                if self.is_last && self.is_known =>
+            {
+                LONG_WAIT
+            }
             StatusCode::INTERNAL_SERVER_ERROR
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT
-                if self.is_last =>
+                if self.is_last && (!repeats || asked.is_some()) =>
             {
-                match (self.is_known, repeats && asked.is_none()) {
-                    (true, _) => LONG_WAIT,
-                    (false, false) => SHORT_WAIT,
-                    (false, true) => return None,
-                }
+                SHORT_WAIT
             }
             _ => return None,
         };
@@ -109,6 +111,7 @@ mod tests {
         check(false, true, 429, &none, &[50, 100, 200, 400, 800]);
         check(true, false, 503, &none, &[50]);
         check(true, true, 502, &none, &[500, 1_000, 2_000, 4_000, 8_000]);
+        check(true, true, 500, &none, &[50]);
         check(false, true, 503, &none, &[]);
         check(true, false, 503, &asking("2"), &[2_000; 5]);
         check(true, false, 429, &asking("11"), &[]);

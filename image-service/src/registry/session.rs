@@ -3,8 +3,8 @@
 //! Everything is fetched by digest. Hosts that could not be reached are asked last from then on.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
@@ -37,6 +37,8 @@ struct Inner {
     foreign: bool,
     /// Set once what a foreign layer's address sent was not the layer.
     distrusts_foreign: AtomicBool,
+    /// Who is not trusted though others may be to blame. Guards a list that is only pushed to and emptied.
+    suspects: Mutex<Vec<Source>>,
 }
 
 impl fmt::Debug for Session {
@@ -55,7 +57,17 @@ impl Session {
         foreign: bool,
     ) -> Session {
         let distrusts_foreign = AtomicBool::new(false);
-        Session { inner: Arc::new(Inner { reference, endpoints, clients, known, foreign, distrusts_foreign }) }
+        Session {
+            inner: Arc::new(Inner {
+                reference,
+                endpoints,
+                clients,
+                known,
+                foreign,
+                distrusts_foreign,
+                suspects: Mutex::default(),
+            }),
+        }
     }
 
     /// A manifest or an index: at most 4 MiB, with the descriptor's size and digest.
@@ -99,16 +111,35 @@ impl Session {
         blob::open(self.clone(), descriptor, offset, parts, watch.clone()).await
     }
 
-    /// Asks nobody again, for the rest of the pull, who sent any of what turned out to be wrong. False if then there is
-    /// nobody left.
+    /// Takes somebody else for the rest of the pull, now that what was watched turned out to be wrong: whoever sent all of it.
+    /// Of several the first is only suspected, and cleared when another one is found out. False if nobody is left.
     pub fn distrust(&self, watch: &Watch) -> bool {
-        for source in watch.served() {
-            match source {
-                Source::Foreign => self.inner.distrusts_foreign.store(true, Ordering::Relaxed),
-                Source::Host(position) => self.inner.endpoints[position].distrust(),
-            }
+        let served = watch.served();
+        let Some(first) = served.first().copied() else { return false };
+        let mut suspects = self.inner.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        if served.len() > 1 {
+            suspects.push(first);
+        } else {
+            suspects.drain(..).for_each(|suspect| self.set_trust(suspect, true));
         }
+        self.set_trust(first, false);
         !self.in_order().is_empty()
+    }
+
+    fn set_trust(&self, source: Source, is_trusted: bool) {
+        match source {
+            Source::Foreign => self.inner.distrusts_foreign.store(!is_trusted, Ordering::Relaxed),
+            Source::Host(position) => self.inner.endpoints[position].set_trust(is_trusted),
+        }
+    }
+
+    /// Who sent what was watched, as errors show it.
+    pub fn shown_sources(&self, watch: &Watch) -> String {
+        let shown = |source: Source| match source {
+            Source::Foreign => "the foreign layer's own address".to_owned(),
+            Source::Host(position) => self.inner.endpoints[position].host().to_string(),
+        };
+        watch.served().into_iter().map(shown).collect::<Vec<_>>().join(" and ")
     }
 
     pub(crate) fn trusts_foreign(&self) -> bool {

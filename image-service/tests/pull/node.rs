@@ -100,7 +100,7 @@ impl Node {
 
     /// Keys of committed snapshots, in the order they were made.
     pub(crate) fn snapshots(&self) -> Vec<String> {
-        let mut infos = tokio::task::block_in_place(|| self.snapshotter.list(&self.ns)).unwrap();
+        let mut infos = off_the_runtime(|| self.snapshotter.list(&self.ns)).unwrap();
         infos.sort_by_key(|info| info.created);
         assert!(infos.iter().all(|info| info.kind == Kind::Committed), "{infos:?}");
         infos.into_iter().map(|info| info.key).collect()
@@ -108,7 +108,7 @@ impl Node {
 
     /// Keys of all snapshots.
     pub(crate) fn snapshots_sorted(&self) -> Vec<String> {
-        let infos = tokio::task::block_in_place(|| self.snapshotter.list(&self.ns)).unwrap();
+        let infos = off_the_runtime(|| self.snapshotter.list(&self.ns)).unwrap();
         let mut keys: Vec<String> = infos.into_iter().map(|info| info.key).collect();
         keys.sort();
         keys
@@ -176,18 +176,22 @@ impl Node {
 
     pub(crate) fn drop_top_layer(&self) {
         let top = self.snapshots().pop().unwrap();
-        tokio::task::block_in_place(|| self.snapshotter.remove(&self.ns, &top)).unwrap();
+        off_the_runtime(|| self.snapshotter.remove(&self.ns, &top)).unwrap();
     }
 
     pub(crate) fn start_container(&self, chain_id: &str) {
         let labels = Labels::new();
-        tokio::task::block_in_place(|| self.snapshotter.prepare(&self.ns, "container", Some(chain_id), &labels))
-            .unwrap();
+        off_the_runtime(|| self.snapshotter.prepare(&self.ns, "container", Some(chain_id), &labels)).unwrap();
     }
 
     fn content(&self) -> PathBuf {
         self.directory.path().join("io.containerd.content.v1.content")
     }
+}
+
+/// The store blocks, which no thread of the runtime may do, and a runtime may have one only.
+fn off_the_runtime<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
 
 fn open_snapshotter(name: &str, root: &Path, rows: Store) -> Arc<dyn Snapshotter> {

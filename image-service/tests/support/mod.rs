@@ -183,6 +183,11 @@ impl TestRegistry {
         self.lock().faults.push(Fault { method, path: path.to_owned(), times, action });
     }
 
+    /// All is well again.
+    pub fn clear_faults(&self) {
+        self.lock().faults.clear();
+    }
+
     pub fn put_blob(&self, repository: &str, bytes: impl Into<Bytes>) -> Descriptor {
         let bytes = bytes.into();
         let digest = Digest::sha256_of(&bytes);
