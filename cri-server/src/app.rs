@@ -71,18 +71,22 @@ pub(crate) enum AppError {
     Signals(#[source] io::Error),
 }
 
-/// Runs the daemon until SIGTERM or SIGINT. Containers and their shims go on after it.
-pub(crate) async fn run(config: Config) -> Result<(), AppError> {
-    // One crypto provider for the whole process; a second call answers Err with the one installed, which is the same.
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        tracing::debug!("a crypto provider is already installed");
-    }
+/// What is on disk, open and kept for this process alone.
+pub(crate) struct Stored {
+    pub(crate) store: Store,
+    pub(crate) snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+    pub(crate) images: Images,
+    pub(crate) config: Config,
+    /// Locks on root and state.
+    _held: [File; 2],
+}
+
+/// Opens the store, the snapshotters and the images.
+pub(crate) async fn open(config: Config) -> Result<Stored, AppError> {
     refuse_containerd_root(&config.root)?;
     prepare_directories(&config)?;
     // Before anything is read: recovery takes what a living daemon does for what a dead one has left.
     let _held = [hold(&config.root)?, hold(&config.state)?];
-    adjust_oom_score(config.oom_score);
-
     let (store, snapshotters, config) = tokio::task::spawn_blocking(move || {
         let schemas = [snapshotter::SCHEMA, image_service::SCHEMA, sandbox::SCHEMA];
         let store = Store::open(&config.root.join("windlass.db"), &schemas)?;
@@ -93,6 +97,17 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     .map_err(AppError::Aborted)??;
     let images =
         Images::open(wiring::images(&config), store.clone(), snapshotters.clone()).await.map_err(AppError::Images)?;
+    Ok(Stored { store, snapshotters, images, config, _held })
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. Containers and their shims go on after it.
+pub(crate) async fn run(config: Config) -> Result<(), AppError> {
+    // One crypto provider for the whole process; a second call answers Err with the one installed, which is the same.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a crypto provider is already installed");
+    }
+    adjust_oom_score(config.oom_score);
+    let Stored { store, snapshotters, images, config, _held } = open(config).await?;
     let sandbox = sandbox::features::probe(wiring::sandbox(&config)).await;
     let network = Arc::new(Cni::new(wiring::cni(&config)));
     let ooms = Ooms::default();
@@ -116,6 +131,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     };
     let streams = tokio::spawn(streaming.serve(shutdown.clone()));
     let events = tokio::spawn(sandbox::events::serve(events, ooms, shutdown.clone()));
+    // Behind the sockets: archives may take minutes, and each image is shown when it is there.
+    images.preload(Namespace::k8s(), wiring::preload_dir(&config));
     let signals = tokio::spawn(stop_on_signal(shutdown.clone()).map_err(AppError::Signals)?);
     tracing::info!(socket = %config.grpc.address.display(), version = crate::VERSION, "serving");
     let serving = serve::serve(listener, &config.grpc, cri, shutdown.clone());

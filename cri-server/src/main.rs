@@ -4,6 +4,7 @@ mod app;
 mod config;
 mod cri;
 mod log;
+mod offline;
 mod serve;
 mod streaming;
 mod wiring;
@@ -26,16 +27,16 @@ struct Arguments {
     #[arg(short, long, global = true, default_value = "/etc/containerd/config.toml")]
     config: PathBuf,
     /// The log level, in place of the file's.
-    #[arg(short, long)]
+    #[arg(short, long, global = true)]
     log_level: Option<String>,
     /// The socket, in place of the file's.
     #[arg(short, long)]
     address: Option<PathBuf>,
     /// The persistent directory, in place of the file's.
-    #[arg(long)]
+    #[arg(long, global = true)]
     root: Option<PathBuf>,
     /// The volatile directory, in place of the file's.
-    #[arg(long)]
+    #[arg(long, global = true)]
     state: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -47,6 +48,11 @@ enum Command {
     Config {
         #[command(subcommand)]
         what: ConfigCommand,
+    },
+    /// Images of a node whose daemon does not run, such as one whose disk is being prepared.
+    Image {
+        #[command(subcommand)]
+        what: offline::ImageCommand,
     },
 }
 
@@ -69,8 +75,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), String> {
-    match arguments.command {
+fn run(mut arguments: Arguments) -> Result<(), String> {
+    match arguments.command.take() {
+        Some(Command::Image { what }) => {
+            let config = configure(&mut arguments)?;
+            runtime()?.block_on(offline::run(config, what))
+        }
         Some(Command::Config { what: ConfigCommand::Default }) => {
             print!("{}", config::DEFAULT_TOML);
             Ok(())
@@ -93,26 +103,35 @@ fn check(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn serve(arguments: Arguments) -> Result<(), String> {
+fn serve(mut arguments: Arguments) -> Result<(), String> {
+    let config = configure(&mut arguments)?;
+    runtime()?.block_on(app::run(config)).map_err(|error| cri::chain(&error))
+}
+
+/// The configuration of file and arguments, with logs going where it says.
+fn configure(arguments: &mut Arguments) -> Result<config::Config, String> {
     let config::Loaded { mut config, warnings } =
         config::load(&arguments.config).map_err(|error| cri::chain(&error))?;
-    if let Some(level) = arguments.log_level {
+    if let Some(level) = arguments.log_level.take() {
         config.log.level = level;
     }
-    if let Some(address) = arguments.address {
+    if let Some(address) = arguments.address.take() {
         config.ttrpc_address = PathBuf::from(format!("{}.ttrpc", address.display()));
         config.grpc.address = address;
     }
-    config.root = arguments.root.unwrap_or(config.root);
-    config.state = arguments.state.unwrap_or(config.state);
+    config.root = arguments.root.take().unwrap_or(config.root);
+    config.state = arguments.state.take().unwrap_or(config.state);
     log::start(&config.log)?;
     for warning in warnings {
         tracing::warn!(file = %arguments.config.display(), "{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    Ok(config)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4)))
         .enable_all()
         .build()
-        .map_err(|error| format!("start the async runtime: {error}"))?;
-    runtime.block_on(app::run(config)).map_err(|error| cri::chain(&error))
+        .map_err(|error| format!("start the async runtime: {error}"))
 }

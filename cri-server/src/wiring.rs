@@ -7,6 +7,7 @@ use image_service::{
     registry::{Credentials, RegistryConfig},
 };
 use sandbox::network::{CniConfig, IpPreference};
+use snapshotter::apply::Limits;
 use store::Namespace;
 
 use crate::config::{Auth, Config, Handler, Runtime};
@@ -19,6 +20,12 @@ pub(crate) fn snapshotter_root(config: &Config, name: &str) -> PathBuf {
 /// The roots of all snapshotters that are built in, by name.
 pub(crate) fn snapshotter_roots(config: &Config) -> BTreeMap<String, PathBuf> {
     ["overlayfs", "native"].into_iter().map(|name| (name.to_owned(), snapshotter_root(config, name))).collect()
+}
+
+/// Where archives of images lie that are imported at the start.
+pub(crate) fn preload_dir(config: &Config) -> PathBuf {
+    let named = &config.images.preload_dir;
+    if named.as_os_str().is_empty() { config.root.join("images") } else { named.clone() }
 }
 
 pub(crate) fn images(config: &Config) -> images::Config {
@@ -39,6 +46,7 @@ pub(crate) fn images(config: &Config) -> images::Config {
         layer_fetch_buffer: images.layer_fetch_buffer,
         waits_for_disk: images.waits_for_disk,
         progress_timeout: images.progress_timeout,
+        limits: Limits { bytes: images.max_layer_bytes, inodes: images.max_layer_files, ..Limits::default() },
         // The sandbox image is needed by every pod, so it is never offered for collection.
         pinned: std::iter::once(images.pause_image.clone()).chain(images.pinned.iter().cloned()).collect(),
     }

@@ -118,6 +118,15 @@ impl Drop for Arriving {
 }
 
 impl Follower {
+    /// Reads a blob that is in the content store.
+    pub(crate) fn of(file: File, size: u64) -> Follower {
+        let (arriving, follower) = arrival();
+        arriving.begin(file);
+        arriving.written(size);
+        arriving.whole();
+        follower
+    }
+
     /// Waits for the end; false if the blob did not arrive.
     pub(crate) fn has_arrived(&self) -> bool {
         let coming = |state: &mut State| state.stage == Stage::Coming;

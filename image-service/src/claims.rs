@@ -31,6 +31,16 @@ pub(crate) struct Claim {
 impl Claims {
     pub(crate) async fn claim(&self, name: &str) -> Claim {
         let _gate = self.gate.lock().await;
+        self.count(name)
+    }
+
+    /// [`Claims::claim`] for a thread that may block.
+    pub(crate) fn claim_blocking(&self, name: &str) -> Claim {
+        let _gate = self.gate.blocking_lock();
+        self.count(name)
+    }
+
+    fn count(&self, name: &str) -> Claim {
         *counts(&self.counts).entry(name.to_owned()).or_default() += 1;
         Claim { name: name.to_owned(), counts: Arc::clone(&self.counts) }
     }
@@ -45,13 +55,19 @@ impl Claims {
 
     /// Waits for this name's turn.
     pub(crate) async fn turn(&self, name: &str) -> OwnedMutexGuard<()> {
-        let turn = {
-            // Guards the map only; nothing below can panic between its changes.
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry(name.to_owned()).or_default())
-        };
-        turn.lock_owned().await
+        self.line(name).lock_owned().await
+    }
+
+    /// [`Claims::turn`] for a thread that may block.
+    pub(crate) fn turn_blocking(&self, name: &str) -> OwnedMutexGuard<()> {
+        self.line(name).blocking_lock_owned()
+    }
+
+    fn line(&self, name: &str) -> Arc<sync::Mutex<()>> {
+        // Guards the map only; nothing below can panic between its changes.
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(name.to_owned()).or_default())
     }
 }
 

@@ -5,10 +5,13 @@
 //! <root>/io.containerd.content.v1.content/
 //!     blobs/sha256/<hex>    exists ⇒ its bytes have that digest; a row in the store says whose it is
 //!     ingest/<algorithm>-<hex>.<boot>   being written, or the start of a blob whose pull ended before it was whole
+//!     spool/<random>        being written by an import, the digest not yet known; gone at the next start
 //! ```
 //!
 //! The start of a blob is kept for the next pull of it, for [`KEPT_FOR`] and in this boot: after a power failure nobody
 //! knows what of it is on disk. It is only used if the whole has the digest. All functions block.
+
+mod spool;
 
 use std::{
     collections::HashSet,
@@ -25,6 +28,7 @@ use crate::{
     digest::{Digest, Digester},
     images::Error,
 };
+pub(crate) use spool::Spooled;
 
 /// How long the start of a blob is kept after its last byte: the kubelet waits at most five minutes between two pulls.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(15 * 60);

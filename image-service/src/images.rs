@@ -7,12 +7,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error as StdError,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use oci_spec::image::ImageConfiguration;
-use snapshotter::Snapshotter;
+use snapshotter::{Snapshotter, apply::Limits};
 use store::{Namespace, Store};
 use tokio_util::task::TaskTracker;
 
@@ -78,6 +81,8 @@ pub struct Config {
     pub progress_timeout: Duration,
     /// References that are never offered for garbage collection.
     pub pinned: Vec<String>,
+    /// What one layer may hold, unpacked.
+    pub limits: Limits,
 }
 
 /// One image, as everyone but this crate sees it.
@@ -122,8 +127,10 @@ pub(crate) struct Shared {
     pub(crate) clients: Arc<Clients>,
     pub(crate) claims: Claims,
     pub(crate) flights: Flights,
-    /// Pulls and syncs that run.
+    /// Pulls, imports and syncs that run.
     pub(crate) tasks: TaskTracker,
+    /// Set when the daemon shuts down.
+    pub(crate) closing: AtomicBool,
     pub(crate) boot: String,
     /// Held while the file system is synced, so that those who come meanwhile are served by one more sync together.
     pub(crate) settling: Mutex<()>,
@@ -142,7 +149,14 @@ struct View {
     /// By namespace, then id.
     images: BTreeMap<Namespace, BTreeMap<Digest, Arc<Image>>>,
     /// By namespace, then name: tags, digest references and ids.
-    names: BTreeMap<Namespace, BTreeMap<String, Digest>>,
+    names: BTreeMap<Namespace, BTreeMap<String, Named>>,
+}
+
+/// What a name stands for.
+struct Named {
+    id: Digest,
+    /// Whether the name keeps the image from being offered for garbage collection.
+    pinned: bool,
 }
 
 impl Images {
@@ -155,6 +169,7 @@ impl Images {
         let images = tokio::task::spawn_blocking(move || {
             let boot = ::store::boot_id()?;
             let content = Content::open(&config.root, &boot)?;
+            content.sweep_spool()?;
             let torn = boot.clone();
             let dropped = store.write_blocking(move |conn| rows::drop_torn_blobs(conn, &torn))?;
             if dropped > 0 {
@@ -178,6 +193,7 @@ impl Images {
                 claims: Claims::default(),
                 flights: Flights::default(),
                 tasks: TaskTracker::new(),
+                closing: AtomicBool::new(false),
                 boot,
                 settling: Mutex::default(),
                 expiring: AtomicBool::default(),
@@ -204,7 +220,7 @@ impl Images {
     pub fn resolve(&self, ns: &Namespace, name: &str) -> Option<Arc<Image>> {
         let view = self.shared.view();
         let images = view.images.get(ns)?;
-        let named = |name: &str| view.names.get(ns)?.get(name).and_then(|id| images.get(id)).cloned();
+        let named = |name: &str| view.names.get(ns)?.get(name).and_then(|named| images.get(&named.id)).cloned();
         if let Some(image) = named(name) {
             return Some(image);
         }
@@ -249,8 +265,9 @@ impl Images {
         self.shared.usage.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Lets pulls that run end as if their callers had given up, and waits for them.
+    /// Lets pulls and imports that run end as if their callers had given up, and waits for them.
     pub async fn shutdown(&self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
         self.shared.flights.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
@@ -302,8 +319,9 @@ impl Shared {
         let (names, contents) =
             self.store.read_blocking(|conn| Ok::<_, Error>((rows::names(conn)?, rows::contents(conn)?)))?;
         let mut view = View::default();
-        for (ns, name, id) in names {
-            view.names.entry(ns).or_default().insert(name, id);
+        for name in names {
+            let named = Named { id: name.id, pinned: name.pinned };
+            view.names.entry(name.namespace).or_default().insert(name.name, named);
         }
         for (ns, contents) in contents {
             let known = current.images.get(&ns).and_then(|images| images.get(&contents.id));
@@ -334,7 +352,7 @@ impl Shared {
         ns: &Namespace,
         contents: &Contents,
         known: Option<&Arc<Image>>,
-        names: Option<&BTreeMap<String, Digest>>,
+        names: Option<&BTreeMap<String, Named>>,
     ) -> Result<Image, Error> {
         let config = match known {
             Some(image) => image.config.clone(),
@@ -347,7 +365,9 @@ impl Shared {
             }
         };
         let (mut tags, mut digests) = (Vec::new(), Vec::new());
-        for (name, _) in names.into_iter().flatten().filter(|(_, id)| **id == contents.id) {
+        let mut pinned = false;
+        for (name, named) in names.into_iter().flatten().filter(|(_, named)| named.id == contents.id) {
+            pinned |= named.pinned || self.is_pinned(name);
             match Reference::parse(name) {
                 Ok(reference) if reference.digest().is_some() => digests.push(name.clone()),
                 // The bare id is a name too, which CRI shows as neither.
@@ -355,7 +375,6 @@ impl Shared {
                 Ok(_) | Err(_) => {}
             }
         }
-        let pinned = tags.iter().chain(&digests).any(|name| self.is_pinned(name));
         Ok(Image {
             id: contents.id.clone(),
             tags,

@@ -169,6 +169,7 @@ impl Pull<'_> {
                 below: below.clone(),
                 is_ahead,
                 permit,
+                limits: self.images.shared.config.limits,
             };
             let (namespace, cancelled) = (self.key.namespace.clone(), Arc::clone(&self.cancelled));
             let extracting = self.work.spawn_blocking(move || {
@@ -219,6 +220,7 @@ struct Extraction {
     below: Option<Below>,
     is_ahead: bool,
     permit: OwnedSemaphorePermit,
+    limits: apply::Limits,
 }
 
 enum Extracted {
@@ -228,7 +230,7 @@ enum Extracted {
 
 impl Extraction {
     fn run(self, namespace: &Namespace, cancelled: &AtomicBool, blob: Follower) -> Result<Extracted, UnpackError> {
-        let Extraction { snapshotter, digest, diff_id, chain_id, below, is_ahead, permit } = self;
+        let Extraction { snapshotter, digest, diff_id, chain_id, below, is_ahead, permit, limits } = self;
         let snapshotter = snapshotter.as_ref();
         if unpack::is_unpacked(snapshotter, namespace, &chain_id)? {
             return Ok(Extracted::Already);
@@ -264,6 +266,7 @@ impl Extraction {
             chain_id: &chain_id,
             parent: parent.as_deref(),
             cancelled,
+            limits: &limits,
         };
         unpack::extract(snapshotter, layer, ahead)?;
         Ok(Extracted::Now)

@@ -4,6 +4,7 @@
 //! reference ─► hosts (hosts.toml) ─► registry (HTTP, auth) ─┐
 //!                                                           ├─► flight, pull, layers, fetch ─► content, unpack ─► images
 //!          manifest, platform (what fits this node) ─────┘    claims, collect (what may be deleted)
+//! archives ─► import, preload ─► content, unpack ─► images ─► export
 //! ```
 //!
 //! This crate knows neither CRI nor pods. Invariant: a blob or a layer exists only if its digest was verified.
@@ -14,14 +15,18 @@ mod claims;
 mod collect;
 mod content;
 pub mod digest;
+pub mod export;
 mod fetch;
 mod flight;
 pub mod hosts;
 pub mod images;
+pub mod import;
 mod layers;
+mod local;
 mod manifest;
 mod platform;
 pub mod policy;
+mod preload;
 mod pull;
 pub mod reference;
 pub mod registry;

@@ -14,6 +14,10 @@ use crate::{
 
 /// Layers beyond this are refused: overlayfs itself stops at 500 lower directories.
 const MAX_LAYERS: usize = 500;
+/// Indexes may point to indexes; nobody nests them deeper.
+pub(crate) const MAX_NESTING: usize = 4;
+/// Manifests and configurations are read into memory; at most this many bytes of each.
+pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// Why a manifest cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -45,6 +49,13 @@ pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
     #[serde(default)]
     pub(crate) layers: Vec<Descriptor>,
+}
+
+impl Manifest {
+    /// Bytes of the configuration and the layers.
+    pub(crate) fn size(&self) -> u64 {
+        self.layers.iter().fold(self.config.size, |sum, layer| sum.saturating_add(layer.size))
+    }
 }
 
 #[derive(Deserialize)]
@@ -149,7 +160,7 @@ pub(crate) fn choose<'a>(
 }
 
 /// BuildKit puts provenance beside images, as entries for the platform unknown/unknown.
-fn is_attestation(entry: &Descriptor) -> bool {
+pub(crate) fn is_attestation(entry: &Descriptor) -> bool {
     entry.annotations.contains_key("vnd.docker.reference.digest")
         || entry.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
 }

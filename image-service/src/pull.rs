@@ -25,18 +25,13 @@ use crate::{
     digest::Digest,
     flight::Key,
     images::{Error, Image, Images},
-    manifest::{Document, Manifest, ManifestError, choose, parse_config, parse_document},
+    manifest::{Document, MAX_DOCUMENT, MAX_NESTING, Manifest, ManifestError, choose, parse_config, parse_document},
     platform::Node,
     policy::{self, PolicyError},
     reference::{Reference, ReferenceError},
     registry::{self, Descriptor, Registry, Session},
     store::{self as rows, Contents, Named},
 };
-
-/// Indexes may point to indexes; nobody nests them deeper.
-const MAX_NESTING: usize = 4;
-/// Manifests and configurations are read into memory.
-const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// What to fetch, for whom.
 #[derive(Clone, Debug)]
@@ -116,14 +111,13 @@ impl Pull<'_> {
         let chain = self.layers(session, &manifest.layers, diff_ids).await?;
         blobs.push(manifest.config.digest.clone());
         blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
-        let layer_bytes: u64 = manifest.layers.iter().map(|layer| layer.size).sum();
         let contents = Contents {
             id: manifest.config.digest.clone(),
             target: resolved.descriptor.digest.clone(),
             manifest: descriptor.digest,
             blobs,
             chain,
-            size: manifest_size + manifest.config.size + layer_bytes,
+            size: manifest_size.saturating_add(manifest.size()),
         };
         Ok((resolved.descriptor, contents))
     }
@@ -190,9 +184,9 @@ impl Pull<'_> {
         if self.reference.digest().is_none() {
             names.push(self.reference.to_string());
         }
-        let mut labels = BTreeMap::from([("io.cri-containerd.image".to_owned(), "managed".to_owned())]);
+        let mut labels = BTreeMap::from([(rows::IMAGE_LABEL.to_owned(), rows::IMAGE_MANAGED.to_owned())]);
         if names.iter().any(|name| shared.is_pinned(name)) {
-            labels.insert("io.cri-containerd.pinned".to_owned(), "pinned".to_owned());
+            labels.insert(rows::PINNED_LABEL.to_owned(), rows::PINNED.to_owned());
         }
         let named = Named { id: contents.id.clone(), target, labels };
         let written = shared.store.write(move |conn| {

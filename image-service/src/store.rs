@@ -3,7 +3,7 @@
 //! Every function works inside the caller's transaction. Times are nanoseconds since the epoch.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -15,10 +15,18 @@ use store::{
 
 use crate::{digest::Digest, images::Error, registry::Descriptor};
 
+/// Says of a name that it is an image of CRI's, as containerd's CRI says it.
+pub(crate) const IMAGE_LABEL: &str = "io.cri-containerd.image";
+pub(crate) const IMAGE_MANAGED: &str = "managed";
+/// Says of a name that its image is never offered for garbage collection, as containerd's CRI says it.
+pub(crate) const PINNED_LABEL: &str = "io.cri-containerd.pinned";
+pub(crate) const PINNED: &str = "pinned";
+
 /// The tables of this crate.
 pub const SCHEMA: Schema = Schema {
     name: "images",
-    migrations: &["
+    migrations: &[
+        "
         CREATE TABLE blobs (
             namespace TEXT NOT NULL,
             digest TEXT NOT NULL,
@@ -48,7 +56,17 @@ pub const SCHEMA: Schema = Schema {
             contents TEXT NOT NULL,
             PRIMARY KEY (namespace, id)
         ) STRICT, WITHOUT ROWID;
-    "],
+    ",
+        "
+        CREATE TABLE preloaded (
+            -- Of an archive in the directory of archives.
+            path TEXT PRIMARY KEY,
+            size INTEGER NOT NULL,
+            -- When the file was changed last.
+            changed INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID;
+    ",
+    ],
 };
 
 /// What an image is made of: enough to show it, to run it, and to know what may be deleted.
@@ -181,16 +199,35 @@ pub(crate) fn delete_image(conn: &Connection, ns: &Namespace, id: &Digest) -> Re
     Ok(())
 }
 
-/// `(namespace, name, id)` of every name.
-pub(crate) fn names(conn: &Connection) -> Result<Vec<(Namespace, String, Digest)>, Error> {
-    let mut statement = conn.prepare_cached("SELECT namespace, name, id FROM images")?;
-    let rows = statement
-        .query_map([], |row| Ok((row.get::<_, Namespace>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?;
+/// One name, as the view wants it.
+pub(crate) struct Name {
+    pub(crate) namespace: Namespace,
+    pub(crate) name: String,
+    pub(crate) id: Digest,
+    pub(crate) pinned: bool,
+}
+
+/// Every name.
+pub(crate) fn names(conn: &Connection) -> Result<Vec<Name>, Error> {
+    let mut statement = conn.prepare_cached("SELECT namespace, name, id, labels ->> ?1 FROM images")?;
+    let pinned = format!("$.\"{PINNED_LABEL}\"");
+    let rows = statement.query_map([pinned], |row| {
+        let label: Option<String> = row.get(3)?;
+        Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?, label.as_deref() == Some(PINNED)))
+    })?;
     rows.map(|row| {
-        let (ns, name, id) = row?;
-        Ok((ns, name, parse_digest(&id)?))
+        let (namespace, name, id, pinned) = row?;
+        Ok(Name { namespace, name, id: parse_digest(&id)?, pinned })
     })
     .collect()
+}
+
+/// What a name resolved to.
+pub(crate) fn target(conn: &Connection, ns: &Namespace, name: &str) -> Result<Option<Descriptor>, Error> {
+    let sql = "SELECT target FROM images WHERE namespace = ?1 AND name = ?2";
+    let json: Option<String> = conn.prepare_cached(sql)?.query_row(params![ns, name], |row| row.get(0)).optional()?;
+    json.map(|json| serde_json::from_str(&json).map_err(|source| Error::failed("decode an image's row", source)))
+        .transpose()
 }
 
 pub(crate) fn contents(conn: &Connection) -> Result<Vec<(Namespace, Contents)>, Error> {
@@ -201,6 +238,40 @@ pub(crate) fn contents(conn: &Connection) -> Result<Vec<(Namespace, Contents)>, 
         Ok((ns, parse_contents(&json)?))
     })
     .collect()
+}
+
+/// An archive of images that was imported at a start, as it was then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Preloaded {
+    pub(crate) path: String,
+    pub(crate) size: u64,
+    /// Nanoseconds since the epoch.
+    pub(crate) changed: i64,
+}
+
+pub(crate) fn preloaded(conn: &Connection, path: &str) -> Result<Option<Preloaded>, Error> {
+    let mut statement = conn.prepare_cached("SELECT size, changed FROM preloaded WHERE path = ?1")?;
+    let row = statement.query_row([path], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?))).optional()?;
+    Ok(row.map(|(size, changed)| Preloaded { path: path.to_owned(), size: size.unsigned_abs(), changed }))
+}
+
+pub(crate) fn put_preloaded(conn: &Connection, file: &Preloaded) -> Result<(), Error> {
+    let size = i64::try_from(file.size).unwrap_or(i64::MAX);
+    conn.execute(
+        "INSERT OR REPLACE INTO preloaded (path, size, changed) VALUES (?1, ?2, ?3)",
+        params![file.path, size, file.changed],
+    )?;
+    Ok(())
+}
+
+/// Forgets archives that are not there any more: one that comes back is imported again.
+pub(crate) fn forget_preloaded(conn: &Connection, kept: &BTreeSet<String>) -> Result<(), Error> {
+    let mut statement = conn.prepare("SELECT path FROM preloaded")?;
+    let paths = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+    for path in paths.iter().filter(|path| !kept.contains(*path)) {
+        conn.execute("DELETE FROM preloaded WHERE path = ?1", [path])?;
+    }
+    Ok(())
 }
 
 fn parse_contents(json: &str) -> Result<Contents, Error> {

@@ -54,6 +54,7 @@ pub(crate) struct Layer<'a> {
     pub(crate) parent: Option<&'a str>,
     /// Set when nobody wants the image any more.
     pub(crate) cancelled: &'a AtomicBool,
+    pub(crate) limits: &'a Limits,
 }
 
 /// Whether the snapshot of this chain id is there already.
@@ -85,7 +86,6 @@ pub(crate) fn key(chain_id: &str) -> String {
 }
 
 /// Makes the snapshot `chain_id`.
-#[expect(dead_code, reason = "for archives of images, whose layers come one after the other")]
 pub(crate) fn unpack(snapshotter: &dyn Snapshotter, layer: Layer<'_>) -> Result<(), Error> {
     let (ns, digest, chain_id) = (layer.namespace, layer.digest, layer.chain_id);
     extract(snapshotter, layer, None).map_err(|error| match error {
@@ -179,10 +179,10 @@ fn apply_all(layer: &mut Layer<'_>, target: &Target, ahead: Option<Below<'_>>) -
     let unread = |source| Error::failed(format!("read layer {digest}"), source);
     let digester = Digester::new(layer.diff_id.algorithm());
     let finish = |tar: &mut dyn Read| {
-        let limits = Limits::default();
+        let limits = layer.limits;
         let applied = match ahead {
-            Some(below) => apply_ahead(tar, target, below, &limits),
-            None => apply(tar, target, &limits),
+            Some(below) => apply_ahead(tar, target, below, limits),
+            None => apply(tar, target, limits),
         };
         applied.map(drop).map_err(|source| Error::failed(format!("unpack layer {digest}"), source))
     };
@@ -275,18 +275,31 @@ pub(crate) fn discard(snapshotter: &dyn Snapshotter, ns: &Namespace, key: &str) 
 }
 
 /// The plain archive, whatever the media type claims: the first bytes decide, as for containerd.
-fn inflate<'a>(mut blob: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn inflate<'a>(mut blob: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    match compression_of(blob.fill_buf()?) {
+        Compression::Gzip => Ok(Box::new(MultiGzDecoder::new(blob))),
+        Compression::Zstd => Ok(Box::new(zstd::stream::read::Decoder::with_buffer(blob)?)),
+        Compression::None => Ok(Box::new(blob)),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// How the content that starts like this is compressed.
+pub(crate) fn compression_of(start: &[u8]) -> Compression {
     const GZIP: &[u8] = &[0x1f, 0x8b];
     const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
     // A zstd:chunked or seekable file may start with a skippable frame, 0x184D2A50 to 0x184D2A5F in little endian.
-    let start = blob.fill_buf()?;
     let skippable = start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];
-    if start.starts_with(GZIP) {
-        Ok(Box::new(MultiGzDecoder::new(blob)))
-    } else if start.starts_with(ZSTD) || skippable {
-        Ok(Box::new(zstd::stream::read::Decoder::with_buffer(blob)?))
-    } else {
-        Ok(Box::new(blob))
+    match start {
+        start if start.starts_with(GZIP) => Compression::Gzip,
+        start if start.starts_with(ZSTD) || skippable => Compression::Zstd,
+        _ => Compression::None,
     }
 }
 

@@ -114,6 +114,11 @@ pub(crate) struct Images {
     pub(crate) waits_for_disk: bool,
     /// A pull that moves no byte for this long is given up; zero never does.
     pub(crate) progress_timeout: Duration,
+    /// Archives of images that are imported at the start; empty is `images` below the root.
+    pub(crate) preload_dir: PathBuf,
+    /// What one layer may hold, unpacked.
+    pub(crate) max_layer_bytes: u64,
+    pub(crate) max_layer_files: u64,
 }
 
 /// One runtime handler (`runtimes.<name>`).
@@ -243,6 +248,9 @@ impl Default for Images {
             layer_fetch_buffer: 0,
             waits_for_disk: false,
             progress_timeout: Duration::from_secs(5 * 60),
+            preload_dir: PathBuf::new(),
+            max_layer_bytes: 128 << 30,
+            max_layer_files: 4_000_000,
         }
     }
 }

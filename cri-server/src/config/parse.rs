@@ -69,6 +69,7 @@ pub(super) fn apply(
     }
     let verifiers = plugins.named_section("io.containerd.image-verifier.v1.bindir")?;
     registry::verifiers(verifiers, &mut config.images.policy, warnings)?;
+    own(plugins.named_section("io.windlass.v1.images")?, config, warnings)?;
     // What is left below `plugins` belongs to plugins that this daemon does not have; containerd's own default file
     // carries dozens, so they are no news to anyone.
     top.accept(ACCEPTED);
@@ -199,6 +200,16 @@ fn images_v2(
     containerd.accept(&["disable_snapshot_annotations"]);
     cri.string("sandbox_image", &mut images.pause_image)?;
     shared_image_keys(cri, config, warnings)
+}
+
+/// What containerd has no key for, in a plugin that it does not know and so passes over.
+fn own(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    let images = &mut config.images;
+    section.path_value("preload_dir", &mut images.preload_dir)?;
+    section.number("max_layer_bytes", &mut images.max_layer_bytes)?;
+    section.number("max_layer_files", &mut images.max_layer_files)?;
+    section.unknown(warnings);
+    Ok(())
 }
 
 fn images(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {

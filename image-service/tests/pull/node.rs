@@ -50,6 +50,7 @@ impl Node {
             waits_for_disk: false,
             progress_timeout: Duration::from_secs(60),
             pinned: Vec::new(),
+            limits: snapshotter::apply::Limits::default(),
         };
         change(&mut config);
         Node::open(directory, hosts, config).await

@@ -1,5 +1,7 @@
-//! The archive as a sequence of entries. Parsing is tar-core's; here are the buffer, the limits, and checks on what it
+//! An archive as a sequence of entries. Parsing is tar-core's; here are the buffer, the limits, and checks on what it
 //! lets through. Where implementations of tar differ, this one reads what Go's reads.
+//!
+//! Layers are read with it, and archives of whole images. It touches no file.
 
 use std::io::Read;
 
@@ -14,15 +16,15 @@ const CHUNK: usize = 256 << 10;
 
 /// An entry with everything that precedes its content.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub struct Entry {
     /// As written; not yet cleaned.
-    pub(super) name: Vec<u8>,
-    pub(super) kind: Kind,
-    pub(super) looks: Looks,
+    pub name: Vec<u8>,
+    pub kind: Kind,
+    pub looks: Looks,
 }
 
 #[derive(Debug)]
-pub(super) enum Kind {
+pub enum Kind {
     Directory,
     File { size: u64 },
     Sparse { regions: Vec<Region>, size: u64 },
@@ -35,26 +37,26 @@ pub(super) enum Kind {
 
 /// A part of a sparse file that holds data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Region {
-    pub(super) offset: u64,
-    pub(super) length: u64,
+pub struct Region {
+    pub offset: u64,
+    pub length: u64,
 }
 
 /// Extended attributes, by name.
-pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What is set on a file besides its content.
 #[derive(Debug)]
-pub(super) struct Looks {
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) accessed: Timespec,
-    pub(super) modified: Timespec,
-    pub(super) xattrs: Xattrs,
+pub struct Looks {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub accessed: Timespec,
+    pub modified: Timespec,
+    pub xattrs: Xattrs,
 }
 
-pub(super) struct Archive<'a> {
+pub struct Archive<'a> {
     stream: &'a mut dyn Read,
     parser: Parser,
     /// `buffer[start..end]` was read and not used yet.
@@ -76,7 +78,7 @@ enum Step {
 }
 
 impl<'a> Archive<'a> {
-    pub(super) fn new(stream: &'a mut dyn Read, limits: &Limits) -> Archive<'a> {
+    pub fn new(stream: &'a mut dyn Read, limits: &Limits) -> Archive<'a> {
         let mut parser = Parser::new(tar_core::parse::Limits {
             max_metadata_size: limits.header_bytes,
             max_path_len: Some(limits.path_bytes),
@@ -88,7 +90,7 @@ impl<'a> Archive<'a> {
     }
 
     /// The next entry; what is left of the content of the one before is skipped.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Error> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
         self.skip_content()?;
         loop {
             match self.step()? {
@@ -113,7 +115,7 @@ impl<'a> Archive<'a> {
     }
 
     /// The next piece of the current entry's content, or nothing at its end.
-    pub(super) fn data(&mut self, most: u64) -> Result<Option<&[u8]>, Error> {
+    pub fn data(&mut self, most: u64) -> Result<Option<&[u8]>, Error> {
         let wanted = self.content.min(most);
         if wanted == 0 {
             return Ok(None);
@@ -129,7 +131,7 @@ impl<'a> Archive<'a> {
     }
 
     /// Reads on to the end of the stream.
-    pub(super) fn drain(&mut self) -> Result<(), Error> {
+    pub fn drain(&mut self) -> Result<(), Error> {
         let mut rest = 0;
         loop {
             rest += (self.end - self.start) as u64;

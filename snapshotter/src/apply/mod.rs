@@ -13,7 +13,7 @@
 //! name is never followed; a limit that is reached ends the work with an error and leaves the rest to the caller, who
 //! throws the snapshot away. Everything here blocks.
 
-mod archive;
+pub mod archive;
 mod attributes;
 mod layer;
 mod lower;
@@ -44,7 +44,7 @@ pub enum Whiteouts {
     Remove,
 }
 
-/// How much a layer may hold.
+/// How much a layer may hold. A stream that inflates to more ends there, whatever it is compressed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Content of files, and likewise all that the stream holds beyond it.
@@ -102,7 +102,7 @@ pub fn apply_ahead(tar: &mut dyn Read, target: &Target, below: Below<'_>, limits
 fn run(tar: &mut dyn Read, target: &Target, lower: lower::Lower<'_>, limits: &Limits) -> Result<Applied, Error> {
     let mut archive = archive::Archive::new(tar, limits);
     let mut layer = layer::Layer::open(target, lower, limits)?;
-    while let Some(entry) = archive.next()? {
+    while let Some(entry) = archive.next_entry()? {
         layer.add(&entry, &mut archive)?;
     }
     archive.drain()?;
@@ -110,8 +110,9 @@ fn run(tar: &mut dyn Read, target: &Target, lower: lower::Lower<'_>, limits: &Li
 }
 
 impl Default for Limits {
+    /// More than the images of today hold, and less than fills a node's disk with inodes.
     fn default() -> Limits {
-        Limits { bytes: 1 << 40, inodes: 16_000_000, header_bytes: 1 << 20, path_bytes: 4095 }
+        Limits { bytes: 128 << 30, inodes: 4_000_000, header_bytes: 1 << 20, path_bytes: 4095 }
     }
 }
 
