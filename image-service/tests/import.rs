@@ -253,7 +253,7 @@ async fn privileged_bad_archives_are_refused_and_leave_nothing() {
     refused(layout().file("index.json", br#"{"manifests":[]}"#).tar(), "names no image").await;
     refused(layout().file("index.json", br#"{"manifests":[],"manifests":[]}"#).tar(), "duplicate field").await;
     refused(layout().file("index.json", &vec![b' '; (8 << 20) + 1]).tar(), "at most 8388608 are read").await;
-    refused(Pack::default().index(&[absent.clone()]).tar(), "which the archive does not hold").await;
+    refused(Pack::default().index(std::slice::from_ref(&absent)).tar(), "which the archive does not hold").await;
     let mut outside = absent.clone();
     outside["digest"] = "sha256:../../../etc/passwd".into();
     refused(Pack::default().index(&[outside]).tar(), "not valid JSON").await;
