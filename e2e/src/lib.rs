@@ -11,6 +11,7 @@ pub mod command;
 pub mod crictl;
 pub mod crilog;
 pub mod fixture;
+pub mod gate;
 pub mod image;
 pub mod layer;
 pub mod leakcheck;

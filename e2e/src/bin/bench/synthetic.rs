@@ -2,6 +2,8 @@
 //!
 //! The machine code is this program's own, cut up and shuffled, and the text is made of words, so that gzip finds as much to
 //! do as in a real layer. The same build makes the same bytes. Layers are compressed by the machine's gzip, as most are.
+//!
+//! An image can be had in variants, which differ in every digest and in nothing else.
 
 use std::{
     io::{Read, Write},
@@ -9,13 +11,10 @@ use std::{
     thread,
 };
 
+use aws_lc_rs::digest::{Context, SHA256};
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
-use windlass_e2e::{
-    image::{Image, Pushed},
-    layer::{Layer, sha256},
-    push::Pusher,
-};
+use windlass_e2e::{image::Image, layer::Layer, push::Pusher};
 
 use crate::error::BenchError;
 
@@ -39,9 +38,48 @@ struct Plan {
 
 const NOTHING: Plan = Plan { seed: 0, files: 0, average: 0, large: 0, size: 0, over: None };
 
+/// An image that was made, in no variant yet.
+pub(crate) struct Made {
+    layers: Vec<Packed>,
+}
+
+struct Packed {
+    blob: Vec<u8>,
+    /// Over the plain archive.
+    hash: Context,
+}
+
+impl Made {
+    /// Compressed bytes of all layers.
+    pub(crate) fn size(&self) -> usize {
+        self.layers.iter().map(|layer| layer.blob.len()).sum()
+    }
+
+    pub(crate) fn push(&self, variant: u32, pusher: &Pusher, repository: &str) -> Result<(), BenchError> {
+        let layers = self.layers.iter().map(|layer| layer.variant(variant)).collect::<Result<_, _>>()?;
+        Image::new(layers, json!({"Cmd": ["/bin/nothing"]})).push(pusher, repository, &variant.to_string());
+        Ok(())
+    }
+}
+
+impl Packed {
+    /// With something behind the end of the archive, in a gzip member of its own.
+    fn variant(&self, variant: u32) -> Result<Layer, BenchError> {
+        let mut mark = vec![0; 512];
+        mark[..4].copy_from_slice(&variant.to_le_bytes());
+        let mut hash = self.hash.clone();
+        hash.update(&mark);
+        let diff_id =
+            hash.finish().as_ref().iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"));
+        let mut blob = self.blob.clone();
+        blob.extend(gzip(mark)?);
+        Ok(Layer { blob, diff_id })
+    }
+}
+
 /// Six layers, about 117 MB compressed: a distribution, libraries, packages of small files, a tool chain, configuration and
 /// an application.
-pub(crate) fn large() -> Result<Image, BenchError> {
+pub(crate) fn large() -> Result<Made, BenchError> {
     image(&[
         Plan { seed: 1, files: 3000, average: 16 * KIB, large: 6, size: 4 * MIB, ..NOTHING },
         Plan { seed: 2, files: 300, average: 32 * KIB, large: 8, size: 6 * MIB, ..NOTHING },
@@ -53,7 +91,7 @@ pub(crate) fn large() -> Result<Image, BenchError> {
 }
 
 /// One of several images that have nothing in common, about 10 MB compressed.
-pub(crate) fn medium(number: u64) -> Result<Image, BenchError> {
+pub(crate) fn medium(number: u64) -> Result<Made, BenchError> {
     let seed = 100 + 2 * number;
     image(&[
         Plan { seed, files: 400, average: 8 * KIB, large: 2, size: 4 * MIB, ..NOTHING },
@@ -62,24 +100,18 @@ pub(crate) fn medium(number: u64) -> Result<Image, BenchError> {
 }
 
 /// Sixty layers of a few small files.
-pub(crate) fn thin() -> Result<Image, BenchError> {
+pub(crate) fn thin() -> Result<Made, BenchError> {
     let plans: Vec<Plan> =
         (0..60).map(|number| Plan { seed: 1000 + number, files: 3, average: KIB, ..NOTHING }).collect();
     image(&plans)
 }
 
-/// Pushes, and says how much was pushed.
-pub(crate) fn push(image: &Image, pusher: &Pusher, repository: &str) -> (Pushed, usize) {
-    let size = image.layers.iter().map(|layer| layer.blob.len()).sum();
-    (image.push(pusher, repository, "1"), size)
-}
-
-fn image(plans: &[Plan]) -> Result<Image, BenchError> {
+fn image(plans: &[Plan]) -> Result<Made, BenchError> {
     let code = std::fs::read("/proc/self/exe").map_err(|error| BenchError::failed("this program", error))?;
     let workers = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut layers = Vec::new();
     for batch in plans.chunks(workers) {
-        let made: Vec<Result<Layer, BenchError>> = thread::scope(|scope| {
+        let made: Vec<Result<Packed, BenchError>> = thread::scope(|scope| {
             let started: Vec<_> = batch.iter().map(|plan| scope.spawn(|| plan.build(&code))).collect();
             let lost = |_| Err(BenchError::Usage("a layer's thread panicked".into()));
             started.into_iter().map(|thread| thread.join().unwrap_or_else(lost)).collect()
@@ -88,14 +120,22 @@ fn image(plans: &[Plan]) -> Result<Image, BenchError> {
             layers.push(layer?);
         }
     }
-    Ok(Image::new(layers, json!({"Cmd": ["/bin/nothing"]})))
+    Ok(Made { layers })
 }
 
 impl Plan {
-    fn build(&self, code: &[u8]) -> Result<Layer, BenchError> {
+    fn build(&self, code: &[u8]) -> Result<Packed, BenchError> {
         let mut source = Source { code, state: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 };
         let mut tar = Builder::new(Vec::new());
         let failed = |error| BenchError::failed("a layer's archive", error);
+        // As builders write them, layers have every directory that they have something in.
+        let share = [Some(self.seed), self.over].map(|seed| seed.map(|seed| format!("usr/share/bench-{seed}/")));
+        for path in ["usr/", "usr/lib/", "usr/share/"].into_iter().chain(share.iter().flatten().map(String::as_str)) {
+            directory(&mut tar, path).map_err(failed)?;
+        }
+        if let Some(below) = self.over {
+            directory(&mut tar, &format!("{}/", crowd(below, 0))).map_err(failed)?;
+        }
         for number in 0..self.files {
             if number % CROWD == 0 {
                 directory(&mut tar, &format!("{}/", crowd(self.seed, number))).map_err(failed)?;
@@ -116,11 +156,12 @@ impl Plan {
             file(&mut tar, &marker, b"").map_err(failed)?;
             file(&mut tar, &replaced, b"replaced").map_err(failed)?;
             let mut header = header(EntryType::Link, 0);
-            tar.append_link(&mut header, format!("{}-again", small(below, 3)), small(below, 3)).map_err(failed)?;
+            tar.append_link(&mut header, format!("{replaced}-again"), &replaced).map_err(failed)?;
         }
         let tar = tar.into_inner().map_err(failed)?;
-        let diff_id = sha256(&tar);
-        Ok(Layer { blob: gzip(tar)?, diff_id })
+        let mut hash = Context::new(&SHA256);
+        hash.update(&tar);
+        Ok(Packed { blob: gzip(tar)?, hash })
     }
 }
 
