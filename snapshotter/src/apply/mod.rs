@@ -6,6 +6,7 @@
 //! archive.rs    bytes ──► entries, checked        lower.rs      what the layers below hold at a path
 //! layer.rs      one entry ──► one change          whiteout.rs   what the layer deletes
 //! root.rs       the only way from a name to a descriptor: openat2 beneath the root, no magic links, no other mounts
+//! diff.rs       the way back: a directory ──► entries
 //! attributes.rs owner, then mode, then attributes, then times        remove.rs   removal that follows nothing
 //! ```
 //!
@@ -15,6 +16,7 @@
 
 pub mod archive;
 mod attributes;
+mod diff;
 mod layer;
 mod lower;
 mod remove;
@@ -23,6 +25,8 @@ mod whiteout;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
+
+pub use diff::diff;
 
 use crate::LayerDirs;
 

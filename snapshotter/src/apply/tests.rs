@@ -1,6 +1,7 @@
 //! Layers that behave and layers that do not. Each is applied in a jail, so that a mistake costs nothing.
 
 mod build;
+mod diff;
 mod gnu;
 mod hostile;
 mod jail;
