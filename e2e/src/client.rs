@@ -128,6 +128,13 @@ impl Client {
         String::from_utf8(answer.stdout).unwrap()
     }
 
+    /// Writes the container's checkpoint to the file at `location`.
+    pub async fn checkpoint(&self, id: &str, location: &Path) -> Answer<()> {
+        let location = location.to_str().unwrap().to_owned();
+        let request = cri::CheckpointContainerRequest { container_id: id.into(), location, timeout: 0 };
+        self.runtime.clone().checkpoint_container(request).await.map(drop)
+    }
+
     pub async fn reopen_log(&self, id: &str) -> Answer<()> {
         let request = cri::ReopenContainerLogRequest { container_id: id.into() };
         self.runtime.clone().reopen_container_log(request).await.map(drop)

@@ -12,6 +12,7 @@ mod apparmor;
 mod bundle;
 pub mod cdi;
 pub mod changes;
+pub mod checkpoint;
 mod config;
 pub mod error;
 pub mod events;

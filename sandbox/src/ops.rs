@@ -4,6 +4,7 @@
 //! commits what it returns.
 
 pub(crate) mod attach;
+pub(crate) mod checkpoint_container;
 pub(crate) mod create_container;
 pub(crate) mod exec;
 pub(crate) mod exec_sync;

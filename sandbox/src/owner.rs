@@ -67,6 +67,8 @@ struct Container {
     kill_at: watch::Sender<Instant>,
     /// The stop signal is sent once in a container's life.
     signalled: bool,
+    /// Held while a checkpoint of it is made.
+    checkpointing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// An operation under way and who waits for it.
@@ -91,6 +93,7 @@ impl Container {
             ended: watch::Sender::new(ended),
             kill_at: watch::Sender::new(Instant::now()),
             signalled: false,
+            checkpointing: Arc::default(),
         }
     }
 }

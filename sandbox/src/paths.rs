@@ -66,6 +66,11 @@ impl Paths {
         self.container_roots().join(id.as_str())
     }
 
+    /// What a checkpoint of the container is made in.
+    pub(crate) fn checkpoint(&self, id: &Id) -> PathBuf {
+        self.container_root(id).join("checkpoint")
+    }
+
     pub(crate) fn container_roots(&self) -> PathBuf {
         self.root.join(CRI).join("containers")
     }

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Config, Error, Handler, Session,
     changes::Changes,
+    checkpoint::Checkpoint,
     host::{CgroupMode, Host},
     launcher::Launcher,
     model::{
@@ -160,6 +161,11 @@ impl Pods {
     /// Changes the limits of a container that is made or runs: those that are set, and no other.
     pub async fn update_container(&self, id: &str, update: Resources) -> Result<(), Error> {
         self.of_container(id, |reply| ContainerRequest::Update(Box::new(update), reply)).await
+    }
+
+    /// Writes a running container's processes, files and log to an archive. It goes on running.
+    pub async fn checkpoint_container(&self, id: &str, checkpoint: Checkpoint) -> Result<(), Error> {
+        self.of_container(id, |reply| ContainerRequest::Checkpoint(checkpoint, reply)).await
     }
 
     /// Makes the shim write to a new file at the container's log path.

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc, time::SystemTime
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
-    Error, image_volumes,
+    Error, checkpoint, image_volumes,
     launcher::{Bundle, Shim, TaskState},
     machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
     model::{ContainerState, Id, PodName},
@@ -223,6 +223,10 @@ async fn settle_container(
         intent @ (Some(ContainerVerb::Start | ContainerVerb::Stop | ContainerVerb::Update) | None) => {
             let starting = intent == Some(ContainerVerb::Start);
             ask(world, pod, &mut container, shim, starting).await;
+            let clients = shim.and_then(Shim::clients);
+            if let Err(error) = Box::pin(checkpoint::resume_after_crash(world, &container.id, clients)).await {
+                tracing::warn!(container = %container.id, error = error.chain(), "a checkpoint that was cut short may have left the container paused");
+            }
             if intent == Some(ContainerVerb::Update)
                 && let Err(error) = ops::update_container::apply(world, &container, shim).await
             {

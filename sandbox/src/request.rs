@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Error, Session,
+    checkpoint::Checkpoint,
     model::{ContainerSpec, ExecOutput, Id, Image, PodResources, PodSpec, Resources, StreamRequest},
 };
 
@@ -49,6 +50,7 @@ pub(crate) enum ContainerRequest {
     Stop(Duration, Reply<()>),
     Remove(Reply<()>),
     Update(Box<Resources>, Reply<()>),
+    Checkpoint(Checkpoint, Reply<()>),
     ReopenLog(Reply<()>),
     ExecSync(Vec<String>, Option<Duration>, Reply<ExecOutput>),
     Exec(StreamRequest, Reply<Session>),

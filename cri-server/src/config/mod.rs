@@ -166,6 +166,8 @@ pub(crate) struct Runtime {
     pub(crate) ignore_image_volumes: bool,
     pub(crate) unprivileged_ports: bool,
     pub(crate) unprivileged_icmp: bool,
+    /// CheckpointContainer, which writes what a container has in memory to a file (`enable_criu`).
+    pub(crate) checkpoints: bool,
 }
 
 /// The server of Exec, Attach and PortForward.
@@ -277,6 +279,7 @@ impl Default for Runtime {
             ignore_image_volumes: false,
             unprivileged_ports: true,
             unprivileged_icmp: true,
+            checkpoints: true,
         }
     }
 }

@@ -265,6 +265,7 @@ fn runtime(
     section.boolean("enable_unprivileged_ports", &mut runtime.unprivileged_ports)?;
     section.boolean("enable_unprivileged_icmp", &mut runtime.unprivileged_icmp)?;
     section.boolean("ignore_image_defined_volumes", &mut runtime.ignore_image_volumes)?;
+    section.boolean("enable_criu", &mut runtime.checkpoints)?;
     let mut selinux = false;
     section.boolean("enable_selinux", &mut selinux)?;
     if selinux {
@@ -279,7 +280,6 @@ fn runtime(
         "ignore_deprecation_warnings",
         "stats_collect_period",
         "stats_retention_period",
-        "enable_criu",
         "disable_cgroup",
     ]);
     cni(section.section("cni")?, config, warnings)?;

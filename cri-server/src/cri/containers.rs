@@ -1,10 +1,13 @@
 //! CreateContainer, StartContainer, StopContainer, RemoveContainer, UpdateContainerResources, ContainerStatus,
 //! ReopenContainerLog.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use api::cri;
-use sandbox::model::{ContainerState, ContainerView};
+use sandbox::{
+    checkpoint::Checkpoint,
+    model::{ContainerState, ContainerView},
+};
 use serde_json::json;
 use tonic::Status;
 
@@ -35,6 +38,30 @@ impl Cri {
         let id =
             self.pods.create_container(&pod, spec, to_sandbox_image(&found, image)).await.map_err(sandbox_status)?;
         Ok(cri::CreateContainerResponse { container_id: id.to_string() })
+    }
+
+    pub(super) async fn checkpoint_container(
+        &self,
+        request: cri::CheckpointContainerRequest,
+    ) -> Result<cri::CheckpointContainerResponse, Status> {
+        /// What the kubelet allows a call of the runtime at most, where it sets no time-out itself.
+        const DEFAULT: Duration = Duration::from_secs(600);
+        if !self.config.runtime.checkpoints {
+            return Err(Status::unimplemented("checkpoints are switched off; enable_criu = true allows them"));
+        }
+        let id = parse_name(request.container_id, "container_id")?;
+        let location = PathBuf::from(parse_name(request.location, "location")?);
+        if !location.is_absolute() || location.file_name().is_none() {
+            return Err(invalid("location", format_args!("{} is not the absolute path of a file", location.display())));
+        }
+        let timeout = match u64::try_from(request.timeout) {
+            Err(_) => return Err(invalid("timeout", format_args!("{} seconds is negative", request.timeout))),
+            Ok(0) => DEFAULT,
+            Ok(seconds) => Duration::from_secs(seconds),
+        };
+        let checkpoint = Checkpoint { location, timeout };
+        self.pods.checkpoint_container(&id, checkpoint).await.map_err(sandbox_status)?;
+        Ok(cri::CheckpointContainerResponse {})
     }
 
     pub(super) async fn start_container(

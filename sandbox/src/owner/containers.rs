@@ -106,6 +106,18 @@ impl Owner {
             ContainerRequest::Stop(grace, reply) => self.stop(id, grace, reply),
             ContainerRequest::Remove(reply) => self.remove(id, reply).await,
             ContainerRequest::Update(update, reply) => self.update(id, update, reply).await,
+            ContainerRequest::Checkpoint(checkpoint, reply) => match self.running_container(&id) {
+                Ok((record, clients)) => {
+                    let Some(container) = self.containers.get(&id) else { return };
+                    let only = Arc::clone(&container.checkpointing);
+                    let (world, pod) = (Arc::clone(&self.world), self.pod.clone());
+                    self.streams.spawn(async move {
+                        let made = ops::checkpoint_container::run(world, clients, pod, record, checkpoint, only);
+                        answer(reply, Box::pin(made).await);
+                    });
+                }
+                Err(error) => answer(reply, Err(error)),
+            },
             ContainerRequest::ReopenLog(reply) => match self.running_container(&id) {
                 Ok((_, clients)) => drop(self.streams.spawn(async move {
                     answer(reply, ops::reopen_log::run(clients, id).await);

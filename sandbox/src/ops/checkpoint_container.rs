@@ -1,0 +1,141 @@
+//! CheckpointContainer: the processes of a running container, its writable layer and its log, in one archive.
+//!
+//! The container is paused from before the dump until its layer is written, so that memory and files belong together, and
+//! goes on whatever happens. Nothing of its state changes.
+
+use std::{fs::File, io::BufWriter, path::Path, sync::Arc};
+
+use shim::proto::{runc::CheckpointOptions, task::CheckpointTaskRequest, to_any};
+use tokio::sync::Mutex;
+
+use crate::{
+    Error,
+    checkpoint::{
+        Checkpoint,
+        archive::{self, IMAGE, LAYER},
+        criu, resume,
+    },
+    launcher::Clients,
+    record::{ContainerRecord, PodRecord},
+    world::{Operation, World, within},
+};
+
+/// Makes the archive. `one_at_a_time` is the container's own.
+pub(crate) async fn run(
+    world: Arc<World>,
+    clients: Clients,
+    pod: PodRecord,
+    container: ContainerRecord,
+    checkpoint: Checkpoint,
+    one_at_a_time: Arc<Mutex<()>>,
+) -> Result<(), Error> {
+    let id = container.id.clone();
+    let Ok(_only) = one_at_a_time.try_lock() else {
+        return Err(Error::Unavailable(format!("a checkpoint of container {id} is being made; try again")));
+    };
+    criu::check().await?;
+    let Checkpoint { location, timeout } = checkpoint;
+    let work = world.paths.checkpoint(&id);
+    let (on, space, target) = (Arc::clone(&world), work.clone(), location.clone());
+    let memory = memory(&clients, &container).await?;
+    blocking(move || prepare(&on, &space, &target, memory)).await?;
+    let what = || format!("checkpoint container {id}");
+    let made = within(timeout, what, Box::pin(make(&world, &clients, &pod, &container, &work, &location))).await;
+    // A time-out leaves it paused.
+    let resumed = resume(&world, &id, &clients).await;
+    if resumed.is_ok() {
+        let (on, work) = (Arc::clone(&world), work);
+        if let Err(error) = blocking(move || on.node.remove_dir(&work)).await {
+            tracing::warn!(container = %id, error = error.chain(), "the rest of a checkpoint is left until the container is removed");
+        }
+    }
+    made.and(resumed)
+}
+
+/// Blocks.
+fn prepare(world: &World, work: &Path, location: &Path, memory: u64) -> Result<(), Error> {
+    let directory = location.parent().unwrap_or(Path::new("/"));
+    if !directory.is_dir() {
+        return Err(Error::Invalid(format!("location: {} is no directory", directory.display())));
+    }
+    if location.is_dir() {
+        return Err(Error::Invalid(format!("location: {} is a directory, not a file to write", location.display())));
+    }
+    world.node.remove_dir(work)?;
+    world.node.make_dir(work, 0o700)?;
+    archive::check_space(work, memory)?;
+    archive::check_space(directory, memory)
+}
+
+async fn make(
+    world: &Arc<World>,
+    clients: &Clients,
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    work: &Path,
+    location: &Path,
+) -> Result<(), Error> {
+    let id = &container.id;
+    // The call is bounded by the caller's time-out.
+    let failed = |status| Error::failed(format!("checkpoint container {id}"), status);
+    clients.tasks.pause(id.as_str()).await.map_err(failed)?;
+    let request = CheckpointTaskRequest {
+        id: id.to_string(),
+        path: work.join(IMAGE).display().to_string(),
+        options: Some(to_any(&CheckpointOptions { open_tcp: true, file_locks: true, ..Default::default() })),
+    };
+    clients.tasks.checkpoint(&request).await.map_err(failed)?;
+    let (on, of, from, to) = (Arc::clone(world), pod.clone(), id.clone(), work.join(LAYER));
+    blocking(move || {
+        let snapshotter = on.snapshotter(&of.snapshotter)?;
+        let failed = |error| Error::failed(format!("find the writable layer of {from}"), error);
+        let mounts = snapshotter.mounts(&on.config.namespace, from.as_str()).map_err(failed)?;
+        let layer = snapshotter::layer_dirs(&mounts).filter(|layer| !layer.parents.is_empty()).ok_or_else(|| {
+            Error::Unsupported(format!(
+                "checkpoints need writable layers, which snapshotter {} has not",
+                of.snapshotter
+            ))
+        })?;
+        let failed = |error: std::io::Error| Error::failed(format!("write {}", to.display()), error);
+        let out = BufWriter::with_capacity(1 << 20, File::create_new(&to).map_err(failed)?);
+        let written = snapshotter::apply::diff(&layer.upper, out);
+        written.map_err(|error| Error::failed(format!("write the writable layer of {from}"), error))
+    })
+    .await?;
+    resume(world, id, clients).await?;
+    let (of, work, location) = (container.clone(), work.to_owned(), location.to_owned());
+    let runtime = pod.handler.clone();
+    blocking(move || {
+        let directory = location.parent().unwrap_or(Path::new("/"));
+        archive::check_space(directory, size(&work).unwrap_or(0))?;
+        archive::write(&of, &runtime, &work, &location)
+    })
+    .await
+}
+
+/// What the container's processes hold in memory, in bytes: about what the dump will take.
+async fn memory(clients: &Clients, container: &ContainerRecord) -> Result<u64, Error> {
+    let asked = clients.tasks.pids(container.id.as_str()).await;
+    let pids = asked.map_err(|status| Error::failed(format!("list the processes of {}", container.id), status))?;
+    let pages = pids.processes.iter().filter_map(|process| {
+        // The second field of statm is the resident set, in pages. A process that has ended holds none.
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", process.pid)).ok()?;
+        text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    Ok(pages.sum::<u64>() * rustix::param::page_size() as u64)
+}
+
+/// The bytes of all files in the directory and those directly in it.
+fn size(directory: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { size(&entry.path())? } else { metadata.len() };
+    }
+    Ok(bytes)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    Operation::default().blocking(work).await
+}
