@@ -1,7 +1,7 @@
 //! The composition root: builds every part once, in order, and takes them down in reverse. No registry, no globals.
 //!
 //! ```text
-//! directories → store → snapshotters → images → pods (recovery) → streaming → sockets → serve … drain
+//! directories → store → snapshotters → images → pods (recovery) → plugins → streaming → sockets → serve … drain
 //! ```
 //!
 //! The socket is bound after recovery, so no client ever sees a half-loaded list.
@@ -21,11 +21,14 @@ use sandbox::{Pods, events::Ooms, launcher::ShimLauncher, network::Cni, stats::S
 use snapshotter::{Native, Overlayfs, OverlayfsOptions, Snapshotter};
 use store::{Namespace, Store};
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{Config, Nri},
     cri::Cri,
     serve::{self, socket},
     streaming::Streaming,
@@ -113,6 +116,7 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     let ooms = Ooms::default();
     let launcher = Arc::new(ShimLauncher::new(sandbox.clone(), ooms.clone()));
     let pods = Pods::open(sandbox, store.clone(), snapshotters, network, launcher).await.map_err(AppError::Pods)?;
+    pods.start_plugins(nri_socket(&config.nri)?).await;
     let streaming = Streaming::bind(&config.streaming, pods.clone()).await.map_err(AppError::Streaming)?;
     let owner = socket::Owner { uid: config.grpc.uid, gid: config.grpc.gid };
     let listener = socket::bind(&config.grpc.address, owner)?;
@@ -176,6 +180,29 @@ async fn drain(
             tracing::warn!("calls that got no answer are cut off");
             Ok(())
         }),
+    }
+}
+
+/// Where NRI plugins connect, if they may. Another runtime on the node may have the socket already: pods then go on without
+/// plugins that connect, and the log says what to do.
+fn nri_socket(config: &Nri) -> Result<Option<UnixListener>, AppError> {
+    if config.disable || config.disable_connections {
+        return Ok(None);
+    }
+    let path = &config.socket_path;
+    if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+        made.map_err(|source| AppError::Directory { path: parent.to_owned(), source })?;
+    }
+    match socket::bind(path, socket::Owner { uid: 0, gid: 0 }) {
+        Err(socket::SocketError::InUse { .. }) => {
+            tracing::error!(
+                socket = %path.display(),
+                "another runtime serves NRI here, so no plugin can connect; set socket_path or disable under plugins.\"io.containerd.nri.v1.nri\""
+            );
+            Ok(None)
+        }
+        bound => Ok(Some(bound?)),
     }
 }
 

@@ -10,7 +10,7 @@ use sandbox::network::{CniConfig, IpPreference};
 use snapshotter::apply::Limits;
 use store::Namespace;
 
-use crate::config::{Auth, Config, Handler, Runtime};
+use crate::config::{Auth, Config, Handler, Nri, Runtime};
 
 /// Where a snapshotter keeps its trees, as containerd lays them out.
 pub(crate) fn snapshotter_root(config: &Config, name: &str) -> PathBuf {
@@ -100,8 +100,19 @@ pub(crate) fn sandbox(config: &Config) -> sandbox::Config {
         cdi_spec_dirs: runtime.enable_cdi.then(|| runtime.cdi_spec_dirs.clone()),
         disable_apparmor: runtime.disable_apparmor,
         ignore_image_volumes: runtime.ignore_image_volumes,
+        nri: nri(&config.nri),
         timeouts: sandbox::Timeouts::default(),
     }
+}
+
+fn nri(nri: &Nri) -> Option<sandbox::nri::Config> {
+    (!nri.disable).then(|| sandbox::nri::Config {
+        plugin_path: nri.plugin_path.clone(),
+        plugin_config_path: nri.plugin_config_path.clone(),
+        registration_timeout: nri.registration_timeout,
+        request_timeout: nri.request_timeout,
+        validator: nri.validator.clone(),
+    })
 }
 
 fn handler(handler: &Handler, runtime: &Runtime) -> sandbox::Handler {

@@ -308,6 +308,10 @@ bin_dirs = [{plugins}]
 conf_dir = "{conf}"
 [plugins."io.containerd.grpc.v1.cri".registry]
 config_path = "{certs}"
+[plugins."io.containerd.nri.v1.nri"]
+socket_path = "{nri}"
+plugin_path = "{nri_plugins}"
+plugin_config_path = "{nri_config}"
 "#,
             root = at("root"),
             state = at("state"),
@@ -320,6 +324,9 @@ config_path = "{certs}"
             plugins = plugins.join(", "),
             conf = at("net.d"),
             certs = at("certs.d"),
+            nri = at("nri.sock"),
+            nri_plugins = at("nri-plugins"),
+            nri_config = at("nri-conf.d"),
         )
     }
 

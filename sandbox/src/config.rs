@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use ::store::Namespace;
 
-use crate::features::Features;
+use crate::{features::Features, nri};
 
 /// Everything that [`crate::Pods`] needs to know and that does not change while it runs.
 #[derive(Clone, Debug)]
@@ -38,6 +38,8 @@ pub struct Config {
     pub disable_apparmor: bool,
     /// Make no volumes for what images declare as such (`VOLUME`).
     pub ignore_image_volumes: bool,
+    /// Plugins that follow and change pods; `None` has none.
+    pub nri: Option<nri::Config>,
     pub timeouts: Timeouts,
 }
 

@@ -26,6 +26,7 @@ pub mod model;
 pub mod netns;
 pub mod network;
 pub mod node;
+pub mod nri;
 pub mod oci;
 mod ops;
 mod owner;

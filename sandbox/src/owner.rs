@@ -303,20 +303,27 @@ impl Owner {
         let operation = Operation::default();
         self.running = Some(Running { verb, operation: operation.clone(), waiters: vec![waiter] });
         let (world, pod, shim) = (Arc::clone(&self.world), self.pod.clone(), self.shim.clone());
-        let containers: Vec<ContainerRecord> =
-            self.containers.values().map(|container| container.record.clone()).collect();
+        let living =
+            || self.containers.values().map(|container| (container.record.clone(), container.ended.subscribe()));
         match verb {
             PodVerb::Run => self
                 .spawn(None, async move { Ended::PodStarted(ops::start_pod::run(world, pod, again, operation).await) }),
-            PodVerb::Stop => self
-                .spawn(None, async move { Ended::PodStopped(ops::stop_pod::run(world, pod, containers, shim).await) }),
+            PodVerb::Stop => {
+                let containers = living().collect();
+                self.spawn(
+                    None,
+                    async move { Ended::PodStopped(ops::stop_pod::run(world, pod, containers, shim).await) },
+                );
+            }
             PodVerb::Remove => {
+                let containers = living().collect();
                 self.spawn(
                     None,
                     async move { Ended::PodRemoved(ops::remove_pod::run(world, pod, containers, shim).await) },
                 )
             }
             PodVerb::Rescue => {
+                let containers = living().map(|(record, _)| record).collect();
                 self.spawn(None, async move { Ended::PodRescued(ops::rescue_pod::run(world, pod, containers).await) })
             }
         }

@@ -16,7 +16,7 @@ use std::{
 
 use ::store::{Namespace, Store};
 use snapshotter::Snapshotter;
-use tokio::sync::mpsc;
+use tokio::{net::UnixListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
     },
     network::Network,
     node::{Node, ThisNode},
+    nri::{LimitChange, Nri},
     owner::Owner,
     paths::Paths,
     record::PodRecord,
@@ -79,6 +80,7 @@ impl Pods {
             paths: Paths::new(&config),
             rows: Rows::new(store, config.namespace.clone()),
             boot: ::store::boot_id().map_err(|error| Error::failed("read the boot id", error))?,
+            nri: Nri::new(config.nri.clone()),
             config,
             snapshotters,
             network,
@@ -146,9 +148,7 @@ impl Pods {
 
     /// Sends the stop signal, waits for `grace`, then kills. Unknown containers and those not running are stopped.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error> {
-        let Some((id, inbox)) = found(self.shared.container(id))? else { return Ok(()) };
-        let stop = |reply| Request::Container(id, ContainerRequest::Stop(grace, reply));
-        self.shared.gone_is_ok(ask(&inbox, stop).await)
+        self.shared.stop_container(id, grace).await
     }
 
     /// Removes a container, killing it first if it runs. An unknown one is removed.
@@ -160,7 +160,7 @@ impl Pods {
 
     /// Changes the limits of a container that is made or runs: those that are set, and no other.
     pub async fn update_container(&self, id: &str, update: Resources) -> Result<(), Error> {
-        self.of_container(id, |reply| ContainerRequest::Update(Box::new(update), reply)).await
+        self.shared.update_container(id, LimitChange { request: update, ..LimitChange::default() }).await
     }
 
     /// Writes a running container's processes, files and log to an archive. It goes on running.
@@ -213,6 +213,11 @@ impl Pods {
         self.shared.views.container(id_or_prefix)
     }
 
+    /// Starts NRI plugins and lets others connect on `listener`; see [`crate::nri`]. Called once.
+    pub async fn start_plugins(&self, listener: Option<UnixListener>) {
+        self.shared.world.nri.start(&self.shared, listener).await;
+    }
+
     /// What changes in the views from now on.
     pub fn changes(&self) -> Changes {
         self.shared.views.changes()
@@ -243,12 +248,11 @@ impl Pods {
             // Their intents are committed: the next start finishes or undoes them, as after a kill.
             tracing::warn!(owners = self.shared.owners.len(), "operations are left for the next start");
         }
+        self.shared.world.nri.shutdown().await;
     }
 
     async fn of_container<T>(&self, id: &str, request: impl FnOnce(Reply<T>) -> ContainerRequest) -> Result<T, Error> {
-        let (id, inbox) = self.shared.container(id)?;
-        let asked = ask(&inbox, |reply| Request::Container(id.clone(), request(reply))).await;
-        self.shared.gone_is_missing("container", &id, asked)
+        self.shared.of_container(id, request).await
     }
 }
 
@@ -361,6 +365,22 @@ impl Shared {
         let (id, pod) = by_prefix(&index.containers, "container", prefix)?;
         let inbox = index.pods.get(pod).ok_or_else(|| Error::NotFound { kind: "container", id: prefix.to_owned() })?;
         Ok((id.clone(), inbox.clone()))
+    }
+
+    pub(crate) async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error> {
+        let Some((id, inbox)) = found(self.container(id))? else { return Ok(()) };
+        let stop = |reply| Request::Container(id, ContainerRequest::Stop(grace, reply));
+        self.gone_is_ok(ask(&inbox, stop).await)
+    }
+
+    pub(crate) async fn update_container(&self, id: &str, change: LimitChange) -> Result<(), Error> {
+        self.of_container(id, |reply| ContainerRequest::Update(Box::new(change), reply)).await
+    }
+
+    async fn of_container<T>(&self, id: &str, request: impl FnOnce(Reply<T>) -> ContainerRequest) -> Result<T, Error> {
+        let (id, inbox) = self.container(id)?;
+        let asked = ask(&inbox, |reply| Request::Container(id.clone(), request(reply))).await;
+        self.gone_is_missing("container", &id, asked)
     }
 
     fn check_open(&self) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use crate::{
     machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
     model::{
         ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, Namespaces,
-        PodNetwork, PodResources, PodSpec, PodState, PodView,
+        PodNetwork, PodResources, PodSpec, PodState, PodView, Resources,
     },
     oci::sysctls,
     paths::log_path,
@@ -66,6 +66,10 @@ pub(crate) struct ContainerRecord {
     pub(crate) log_path: Option<PathBuf>,
     pub(crate) user: ContainerUser,
     pub(crate) oci_spec: serde_json::Value,
+    /// The limits that hold, if they are not the ones it was created with: an update or a plugin has changed them. The spec
+    /// stays what was asked, so that a retry of the creation is known as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<Resources>,
 }
 
 impl PodRecord {
@@ -173,6 +177,7 @@ impl ContainerRecord {
             log_path: log_path(&pod.spec.log_directory, &create.spec.log_path),
             user: ContainerUser::default(),
             oci_spec: serde_json::Value::Null,
+            limits: None,
             spec: create.spec,
             image: create.image,
         }
@@ -186,6 +191,15 @@ impl ContainerRecord {
             Some(ContainerState::Exited { .. }) => ContainerPhase::Exited,
             Some(ContainerState::Unknown) => ContainerPhase::Unknown,
         }
+    }
+
+    pub(crate) fn has_exited(&self) -> bool {
+        self.phase() == ContainerPhase::Exited
+    }
+
+    /// The limits that hold.
+    pub(crate) fn limits(&self) -> &Resources {
+        self.limits.as_ref().unwrap_or(&self.spec.resources)
     }
 
     /// Ends a container that lives or may live; one that has ended keeps its first end.
@@ -203,7 +217,7 @@ impl ContainerRecord {
         Some(ContainerView {
             id: self.id.clone(),
             pod: self.pod.clone(),
-            spec: self.spec.clone(),
+            spec: ContainerSpec { resources: self.limits().clone(), ..self.spec.clone() },
             image: self.image.clone(),
             state: self.state.clone()?,
             created_at: self.created_at,

@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc, time::SystemTime};
 
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 
 use crate::{
     Error, checkpoint, image_volumes,
@@ -13,7 +16,7 @@ use crate::{
     machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
     model::{ContainerState, Id, PodName},
     network::Attachment,
-    ops::{self, rescue_pod::Rescued},
+    ops::{self, rescue_pod::Rescued, stop_pod::Living},
     record::{ContainerRecord, PodRecord, start_error, unknown_exit},
     teardown::{self, Task, Torn},
     world::{Operation, World, within},
@@ -65,7 +68,7 @@ pub(crate) async fn all(world: &Arc<World>) -> Result<Vec<Recovered>, Error> {
 async fn one(world: &Arc<World>, pod: PodRecord, containers: Vec<ContainerRecord>) -> Option<Recovered> {
     let id = pod.id.clone();
     let spare = (pod.clone(), containers.clone());
-    let work = Box::pin(async { Ok(settle(world, pod, containers).await) });
+    let work = async { Ok(Box::pin(settle(world, pod, containers)).await) };
     let settled = within(world.config.timeouts.recover, || format!("recover pod sandbox {id}"), work).await;
     let recovered = settled.unwrap_or_else(|error| {
         tracing::error!(pod = %id, error = error.chain(), "a pod could not be recovered; it is not ready");
@@ -159,7 +162,7 @@ async fn without_shim(world: &Arc<World>, mut pod: PodRecord, mut containers: Ve
 }
 
 async fn undo_start(world: &Arc<World>, mut pod: PodRecord, containers: Vec<ContainerRecord>) -> Option<Recovered> {
-    let removed = ops::remove_pod::run(Arc::clone(world), pod.clone(), containers.clone(), None).await;
+    let removed = ops::remove_pod::run(Arc::clone(world), pod.clone(), unwatched(&containers), None).await;
     if let Err(error) = &removed.result {
         tracing::warn!(pod = %pod.id, error = error.chain(), "a start that was cut short is not torn down yet");
         pod.phase = PodPhase::New;
@@ -169,8 +172,13 @@ async fn undo_start(world: &Arc<World>, mut pod: PodRecord, containers: Vec<Cont
     None
 }
 
+/// For operations that an owner watches otherwise. There are no plugins yet that could be told of an end.
+fn unwatched(containers: &[ContainerRecord]) -> Vec<Living> {
+    containers.iter().map(|container| (container.clone(), watch::channel(true).1)).collect()
+}
+
 async fn finish_remove(world: &Arc<World>, pod: PodRecord, containers: Vec<ContainerRecord>) -> Option<Recovered> {
-    let removed = ops::remove_pod::run(Arc::clone(world), pod.clone(), containers.clone(), None).await;
+    let removed = ops::remove_pod::run(Arc::clone(world), pod.clone(), unwatched(&containers), None).await;
     match removed.result {
         Ok(()) => None,
         Err(error) => {

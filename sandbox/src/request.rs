@@ -7,7 +7,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     Error, Session,
     checkpoint::Checkpoint,
-    model::{ContainerSpec, ExecOutput, Id, Image, PodResources, PodSpec, Resources, StreamRequest},
+    model::{ContainerSpec, ExecOutput, Id, Image, PodResources, PodSpec, StreamRequest},
+    nri::LimitChange,
 };
 
 /// Where an answer goes. A closed one means that the caller gave up, which is no concern of an operation that changes the
@@ -49,7 +50,7 @@ pub(crate) enum ContainerRequest {
     Start(Reply<()>),
     Stop(Duration, Reply<()>),
     Remove(Reply<()>),
-    Update(Box<Resources>, Reply<()>),
+    Update(Box<LimitChange>, Reply<()>),
     Checkpoint(Checkpoint, Reply<()>),
     ReopenLog(Reply<()>),
     ExecSync(Vec<String>, Option<Duration>, Reply<ExecOutput>),

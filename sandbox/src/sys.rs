@@ -1,4 +1,4 @@
-//! The kernel calls of user namespaces that have no safe wrapper. Nothing here decides anything.
+//! Kernel calls that have no safe wrapper: of user namespaces, and between fork and exec. Nothing here decides anything.
 #![expect(
     unsafe_code,
     reason = "a closure between fork and exec, and mount_setattr with a user namespace, have no safe form in std and rustix 1.1"
@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::{
-        fd::{AsRawFd, BorrowedFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -76,6 +76,22 @@ impl Drop for Done {
         // A child that is gone already has closed the other end.
         let _ = self.0.write_all(&[0]);
     }
+}
+
+/// Gives a command's process a descriptor under this number.
+pub(crate) fn pass_descriptor(command: &mut Command, descriptor: OwnedFd, number: i32) {
+    let in_child = move || -> io::Result<()> {
+        let own = descriptor.as_raw_fd();
+        // SAFETY: both calls take numbers only. The closure owns the descriptor, so its number is that of an open one;
+        // what else the child has under the wanted number is closed by exec in any case.
+        let answer = unsafe {
+            // A copy does not close at exec; of a descriptor that has the number already there is no copy.
+            if own == number { libc::fcntl(own, libc::F_SETFD, 0) } else { libc::dup2(own, number) }
+        };
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: the closure calls fcntl or dup2 only, both safe after fork, and allocates nothing.
+    unsafe { command.pre_exec(in_child) };
 }
 
 /// Shows a detached mount with the ids of a user namespace: a file of 0 belongs to what 0 is mapped to.

@@ -1,6 +1,12 @@
 //! What operations act on, and how an operation runs its blocking and its uninterruptible steps.
 
-use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use snapshotter::Snapshotter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -12,6 +18,7 @@ use crate::{
     model::Id,
     network::{Attachment, Network},
     node::Node,
+    nri::{Admission, Nri},
     oci::HandlerOptions,
     paths::Paths,
     record::PodRecord,
@@ -28,6 +35,7 @@ pub(crate) struct World {
     pub(crate) launcher: Arc<dyn Launcher>,
     pub(crate) node: Arc<dyn Node>,
     pub(crate) host: Host,
+    pub(crate) nri: Nri,
     /// This boot's id.
     pub(crate) boot: String,
 }
@@ -100,6 +108,8 @@ pub(crate) fn handler_options(handler: &Handler, cgroup_parent: &str) -> Handler
 pub(crate) struct Operation {
     /// Cancelled when the operation is to give up.
     pub(crate) token: CancellationToken,
+    /// Its leave to ask plugins. The owner keeps the operation, and with it this, until the result is published.
+    pub(crate) admission: Arc<OnceLock<Admission>>,
     steps: TaskTracker,
 }
 

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use http::HeaderMap;
 use image_service::{hosts::Mirrors, policy::PolicyConfig};
-use sandbox::RuntimeOptions;
+use sandbox::{RuntimeOptions, nri::ValidatorConfig};
 use thiserror::Error;
 
 pub(crate) use load::load;
@@ -191,6 +191,20 @@ pub(crate) struct StreamTls {
     pub(crate) key: PathBuf,
 }
 
+/// Plugins that follow and change pods and containers (`io.containerd.nri.v1.nri`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Nri {
+    pub(crate) disable: bool,
+    /// Only installed plugins.
+    pub(crate) disable_connections: bool,
+    pub(crate) socket_path: PathBuf,
+    pub(crate) plugin_path: PathBuf,
+    pub(crate) plugin_config_path: PathBuf,
+    pub(crate) registration_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) validator: ValidatorConfig,
+}
+
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -205,6 +219,7 @@ pub(crate) struct Config {
     pub(crate) images: Images,
     pub(crate) runtime: Runtime,
     pub(crate) streaming: Streaming,
+    pub(crate) nri: Nri,
 }
 
 impl Default for Config {
@@ -230,6 +245,22 @@ impl Default for Config {
                 idle_timeout: Duration::from_secs(4 * 60 * 60),
                 tls: StreamTls::default(),
             },
+            nri: Nri::default(),
+        }
+    }
+}
+
+impl Default for Nri {
+    fn default() -> Nri {
+        Nri {
+            disable: false,
+            disable_connections: false,
+            socket_path: "/var/run/nri/nri.sock".into(),
+            plugin_path: "/opt/nri/plugins".into(),
+            plugin_config_path: "/etc/nri/conf.d".into(),
+            registration_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(2),
+            validator: ValidatorConfig::default(),
         }
     }
 }

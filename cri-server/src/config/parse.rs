@@ -70,6 +70,7 @@ pub(super) fn apply(
     let verifiers = plugins.named_section("io.containerd.image-verifier.v1.bindir")?;
     registry::verifiers(verifiers, &mut config.images.policy, warnings)?;
     own(plugins.named_section("io.windlass.v1.images")?, config, warnings)?;
+    nri(plugins.named_section("io.containerd.nri.v1.nri")?, config, warnings)?;
     // What is left below `plugins` belongs to plugins that this daemon does not have; containerd's own default file
     // carries dozens, so they are no news to anyone.
     top.accept(ACCEPTED);
@@ -185,6 +186,38 @@ fn streaming(mut cri: Section, config: &mut Config, warnings: &mut Vec<String>) 
     pair.unknown(warnings);
     cri.accept(&["disable_tcp_service"]);
     cri.unknown(warnings);
+    Ok(())
+}
+
+fn nri(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    let nri = &mut config.nri;
+    section.boolean("disable", &mut nri.disable)?;
+    section.boolean("disable_connections", &mut nri.disable_connections)?;
+    section.path_value("socket_path", &mut nri.socket_path)?;
+    section.path_value("plugin_path", &mut nri.plugin_path)?;
+    section.path_value("plugin_config_path", &mut nri.plugin_config_path)?;
+    for (key, limit) in [
+        ("plugin_registration_timeout", &mut nri.registration_timeout),
+        ("plugin_request_timeout", &mut nri.request_timeout),
+    ] {
+        section.duration(key, limit)?;
+        if limit.is_zero() {
+            return Err(format!("{} must be more than 0: no plugin could answer in time", section.path(key)));
+        }
+    }
+    let mut validator = section.section("default_validator")?;
+    let rules = &mut nri.validator;
+    validator.boolean("enable", &mut rules.enable)?;
+    validator.boolean("reject_oci_hook_adjustment", &mut rules.reject_hooks)?;
+    validator.boolean("reject_runtime_default_seccomp_adjustment", &mut rules.reject_runtime_default_seccomp)?;
+    validator.boolean("reject_unconfined_seccomp_adjustment", &mut rules.reject_unconfined_seccomp)?;
+    validator.boolean("reject_custom_seccomp_adjustment", &mut rules.reject_custom_seccomp)?;
+    validator.boolean("reject_namespace_adjustment", &mut rules.reject_namespaces)?;
+    validator.boolean("reject_sysctl_adjustment", &mut rules.reject_sysctls)?;
+    validator.strings("required_plugins", &mut rules.required_plugins)?;
+    validator.string("tolerate_missing_plugins_annotation", &mut rules.tolerate_missing_annotation)?;
+    validator.unknown(warnings);
+    section.unknown(warnings);
     Ok(())
 }
 

@@ -102,6 +102,39 @@ fn a_key_that_is_not_built_yet_warns_only_when_it_is_set_to_something() {
 }
 
 #[test]
+fn nri_is_configured_in_the_same_place_in_every_version() {
+    let body = r#"
+[plugins."io.containerd.nri.v1.nri"]
+disable_connections = true
+socket_path = "/run/x.sock"
+plugin_request_timeout = "500ms"
+[plugins."io.containerd.nri.v1.nri".default_validator]
+enable = true
+reject_oci_hook_adjustment = true
+required_plugins = ["a"]
+"#;
+    for version in 2..=4 {
+        let loaded = parsed(&format!("version = {version}\n{body}")).unwrap();
+        assert_eq!(loaded.warnings, Vec::<String>::new());
+        let expected = Nri {
+            disable_connections: true,
+            socket_path: "/run/x.sock".into(),
+            request_timeout: Duration::from_millis(500),
+            validator: ValidatorConfig {
+                enable: true,
+                reject_hooks: true,
+                required_plugins: vec!["a".into()],
+                ..ValidatorConfig::default()
+            },
+            ..Nri::default()
+        };
+        assert_eq!(loaded.config.nri, expected);
+    }
+    let never = "version = 2\n[plugins.\"io.containerd.nri.v1.nri\"]\nplugin_request_timeout = \"0\"\n";
+    assert!(parsed(never).unwrap_err().contains("plugin_request_timeout must be more than 0"));
+}
+
+#[test]
 fn a_wrong_type_names_the_whole_key() {
     let error =
         parsed("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nmax_conf_num = \"one\"\n").unwrap_err();

@@ -93,7 +93,7 @@ impl Cri {
         Ok(cri::RemoveContainerResponse {})
     }
 
-    /// The annotations are for NRI plugins, which there are none of.
+    /// The annotations are nobody's: NRI has no field for them.
     pub(super) async fn update_container_resources(
         &self,
         request: cri::UpdateContainerResourcesRequest,

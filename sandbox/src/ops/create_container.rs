@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use crate::{
     Error, apparmor, bundle, cdi, image_volumes,
-    model::{ContainerUser, Id},
+    model::{ContainerState, ContainerUser, Id, Resources},
+    nri::{self, HostLimits},
     oci::{self, ContainerInput, devices, mounts, seccomp},
-    ops::Undone,
+    ops::{Undone, update_container::merge},
     record::{ContainerRecord, PodRecord},
     teardown::{self, Task},
     volumes,
@@ -17,6 +18,8 @@ use crate::{
 pub(crate) struct Created {
     pub(crate) user: ContainerUser,
     pub(crate) oci_spec: serde_json::Value,
+    /// The limits that plugins have made of those it was asked with.
+    pub(crate) limits: Option<Resources>,
 }
 
 /// Prepares the container, or leaves nothing of it. `target_pid`: see [`ContainerInput`].
@@ -31,11 +34,22 @@ pub(crate) async fn run(
     if again && let Some(error) = undo(&world, &pod, &container.id).await {
         return Err(Undone { left: Some(error.clone()), error, network_returned: false });
     }
-    let (on, of, record) = (Arc::clone(&world), pod.clone(), container.clone());
-    let made = operation.blocking(move || make(&on, &of, &record, target_pid));
+    let made = async {
+        let (on, of, record) = (Arc::clone(&world), pod.clone(), container.clone());
+        let created = operation.blocking(move || make(&on, &of, &record, target_pid)).await?;
+        adjust(&world, &pod, &container, created, &operation).await
+    };
     match operation.until_interrupted(made).await {
-        Ok(created) => Ok(created),
+        Ok(created) => {
+            if world.nri.is_on() {
+                let state = Some(ContainerState::Created);
+                let container = Box::new(ContainerRecord { state, oci_spec: created.oci_spec.clone(), ..container });
+                Box::pin(world.nri.post_create(&operation, &pod, &container)).await;
+            }
+            Ok(created)
+        }
         Err(error) => {
+            Box::pin(world.nri.undo_container(&operation, &pod, &container)).await;
             let left = undo(&world, &pod, &container.id).await;
             Err(Undone { error, left, network_returned: false })
         }
@@ -44,6 +58,27 @@ pub(crate) async fn run(
 
 async fn undo(world: &Arc<World>, pod: &PodRecord, id: &Id) -> Option<Error> {
     teardown::container(world, pod, id, Task::None).await.complete(&format!("container {id}")).err()
+}
+
+/// Lets plugins change the container, of which nothing but files is made yet.
+async fn adjust(
+    world: &Arc<World>,
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    created: Created,
+    operation: &Operation,
+) -> Result<Created, Error> {
+    let host = HostLimits { swap: world.host.swap, lowest_oom_score_adj: world.host.lowest_oom_score_adj };
+    let adjusted = world.nri.create_container(operation, pod, container, &created.oci_spec, host).await?;
+    let Some(adjusted) = adjusted else { return Ok(created) };
+    let limits = adjusted.limits.as_ref().map(nri::to_request).transpose()?;
+    let (on, id, spec) = (Arc::clone(world), container.id.clone(), adjusted.spec.clone());
+    operation.blocking(move || bundle::rewrite_config(&on, &id, &spec)).await?;
+    Ok(Created {
+        oci_spec: adjusted.spec,
+        limits: limits.map(|limits| merge(&container.spec.resources, &limits)),
+        ..created
+    })
 }
 
 /// Blocks.
@@ -95,5 +130,5 @@ fn make(
     })?;
     cdi::apply(&mut spec, &cdi_devices);
     let oci_spec = bundle::write_config(world, id, &spec)?;
-    Ok(Created { user, oci_spec })
+    Ok(Created { user, oci_spec, limits: None })
 }

@@ -1,13 +1,14 @@
 //! StartContainer: the task made in the pod's shim, then started.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use shim::client::TaskStdio;
 
 use crate::{
     Error,
     launcher::{NewTask, Shim},
-    record::{ContainerRecord, PodRecord},
+    model::ContainerState,
+    record::{ContainerRecord, PodRecord, start_error},
     stats::cgroup,
     teardown,
     world::{Operation, World},
@@ -17,21 +18,32 @@ use crate::{
 pub(crate) async fn run(
     world: Arc<World>,
     pod: PodRecord,
-    container: ContainerRecord,
+    mut container: ContainerRecord,
     shim: Arc<dyn Shim>,
     operation: Operation,
 ) -> Result<i32, Error> {
     let task = new_task(&world, &pod, &container);
-    let (starting, id) = (Arc::clone(&shim), container.id.clone());
-    let started = operation.step(async move {
-        starting.create(task).await?;
-        starting.start(&id).await
-    });
-    let started = operation.until_interrupted(started).await;
+    let starting = async {
+        let (creating, starting, id) = (Arc::clone(&shim), Arc::clone(&shim), container.id.clone());
+        operation.step(async move { creating.create(task).await }).await?;
+        world.nri.start_container(&operation, &pod, &container).await?;
+        operation.step(async move { starting.start(&id).await }).await
+    };
+    let started = operation.until_interrupted(starting).await;
     if started.is_err() {
         // The start's own error is the one that counts; what is left of the task goes with the container.
         if let Err(error) = teardown::end_task(&world, &pod, &container.id, Some(shim.as_ref())).await {
             tracing::warn!(container = %container.id, error = error.chain(), "a task that did not start is left");
+        }
+    }
+    match &started {
+        Ok(pid) => {
+            container.state = Some(ContainerState::Running { pid: *pid, started_at: SystemTime::now() });
+            world.nri.post_start(&operation, &pod, &container).await;
+        }
+        Err(error) => {
+            container.end(start_error(error.chain()));
+            world.nri.stop_container(&pod, &container).await;
         }
     }
     started

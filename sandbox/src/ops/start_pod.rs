@@ -43,6 +43,7 @@ pub(crate) async fn run(
     match started {
         Ok(started) => Ok(started),
         Err(error) => {
+            Box::pin(world.nri.undo_pod(&operation, &pod)).await;
             let (left, network_returned) = undo(&world, &pod).await;
             Err(Undone { error, left, network_returned })
         }
@@ -68,6 +69,11 @@ async fn start(world: &Arc<World>, pod: &PodRecord, operation: &Operation) -> Re
     let (network, (oci_spec, shim)) = attach_and_make_pause(world, pod, operation).await?;
     let (starting, id) = (Arc::clone(&shim), pod.id.clone());
     let pid = operation.step(async move { starting.start(&id).await }).await?;
+    if world.nri.is_on() {
+        let (network, oci_spec) = (network.clone(), oci_spec.clone());
+        let pod = Box::new(PodRecord { network, pid: Some(pid), oci_spec, ..pod.clone() });
+        Box::pin(world.nri.run_pod(operation, &pod)).await?;
+    }
     Ok(Started { network, pid, oci_spec, shim })
 }
 

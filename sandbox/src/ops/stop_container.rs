@@ -41,6 +41,7 @@ pub(crate) async fn run(
     {
         shim.kill(id, signal).await?;
         if wait(&mut stop).await {
+            world.nri.stop_container(&pod, &container).await;
             return Ok(());
         }
     }
@@ -50,7 +51,10 @@ pub(crate) async fn run(
         drop(stop.ended.wait_for(|ended| *ended).await);
         Ok(())
     };
-    within(world.config.timeouts.kill, || format!("kill container {id}"), ended).await
+    within(world.config.timeouts.kill, || format!("kill container {id}"), ended).await?;
+    // The owner tells it when the container ends; this waits for it, so that no later event overtakes it.
+    world.nri.stop_container(&pod, &container).await;
+    Ok(())
 }
 
 /// Waits for the end or for the time to kill; true if the container ended.

@@ -5,61 +5,79 @@
 
 use std::sync::Arc;
 
+use oci_spec::runtime::LinuxResources;
+use serde_json::{Map, Value};
+
 use crate::{
     Error, bundle,
     host::Host,
     launcher::Shim,
     machine::ContainerPhase,
     model::Resources,
+    nri::{self, LimitChange},
     oci::resources,
-    record::ContainerRecord,
+    record::{ContainerRecord, PodRecord},
     world::{Operation, World},
 };
 
 /// What an update makes of a record.
 #[derive(Debug)]
 pub(crate) struct Updated {
-    resources: Resources,
-    oci_spec: serde_json::Value,
+    limits: Resources,
+    oci_spec: Value,
 }
 
 impl Updated {
-    /// The record's limits with those of `update` that are set. Fails where a creation with them would.
-    pub(crate) fn new(container: &ContainerRecord, update: &Resources, host: &Host) -> Result<Updated, Error> {
+    /// The record's limits with those of `change` that are set. Fails where a creation with them would.
+    pub(crate) fn new(container: &ContainerRecord, change: &LimitChange, host: &Host) -> Result<Updated, Error> {
         let failed = |error| Error::failed(format!("write the OCI spec of {}", container.id), error);
-        let merged = merge(&container.spec.resources, update);
+        let merged = merge(container.limits(), &change.request);
         let limits = serde_json::to_value(resources::of_container(&merged, host)?).map_err(failed)?;
         let mut oci_spec = container.oci_spec.clone();
-        let stored = oci_spec.pointer_mut("/linux/resources").and_then(serde_json::Value::as_object_mut);
+        let stored = oci_spec.pointer_mut("/linux/resources");
         let stored = stored.ok_or_else(|| Error::plain(format!("container {} has no resources", container.id)))?;
-        // Device rules are there too, and stay.
-        if let serde_json::Value::Object(limits) = limits {
-            stored.extend(limits);
+        set_all(stored, limits);
+        if let Some(limits) = &change.by_plugin {
+            nri::apply_limits(limits, stored, host.swap)?;
         }
-        Ok(Updated { resources: merged, oci_spec })
+        Ok(Updated { limits: merged, oci_spec })
     }
 
     pub(crate) fn store(self, container: &mut ContainerRecord) {
-        container.spec.resources = self.resources;
+        container.limits = Some(self.limits);
         container.oci_spec = self.oci_spec;
     }
 }
 
-/// Applies the update, or the record again.
+/// Applies the update as plugins want it, or the record again. `updated` is what `change` makes without them.
 pub(crate) async fn run(
     world: Arc<World>,
+    pod: PodRecord,
     record: ContainerRecord,
+    change: LimitChange,
     updated: Updated,
     shim: Option<Arc<dyn Shim>>,
+    operation: Operation,
 ) -> Result<Updated, Error> {
+    let by_plugins = match change.unasked {
+        true => None,
+        false => world.nri.update_container(&operation, &pod, &record, &change.request).await?,
+    };
+    let updated = match by_plugins {
+        Some(limits) => Updated::new(&record, &LimitChange::by_plugin(limits)?, &world.host)?,
+        None => updated,
+    };
     let mut wanted = record.clone();
-    wanted.spec.resources = updated.resources.clone();
+    wanted.limits = Some(updated.limits.clone());
     wanted.oci_spec = updated.oci_spec.clone();
     let applied = apply(&world, &wanted, shim.as_deref()).await;
     if applied.is_err()
         && let Err(error) = apply(&world, &record, shim.as_deref()).await
     {
         tracing::warn!(container = %record.id, error = error.chain(), "limits of a failed update may be left");
+    }
+    if applied.is_ok() && !change.unasked {
+        world.nri.post_update(&operation, &pod, &wanted).await;
     }
     applied.map(|()| updated)
 }
@@ -77,7 +95,7 @@ pub(crate) async fn apply(
             Operation::default().blocking(move || bundle::rewrite_config(&world, &id, &spec)).await
         }
         ContainerPhase::Running => {
-            let limits = resources::of_container(&container.spec.resources, &world.host)?;
+            let limits = limits_of(container)?;
             let shim =
                 shim.ok_or_else(|| Error::Unavailable(format!("the shim of container {id} is not connected")))?;
             shim.update(&id, limits).await
@@ -86,9 +104,29 @@ pub(crate) async fn apply(
     }
 }
 
+/// The limits of the record's spec. Device rules are there too, and stay as they are.
+fn limits_of(container: &ContainerRecord) -> Result<LinuxResources, Error> {
+    let mut limits = container.oci_spec["linux"]["resources"].clone();
+    limits.as_object_mut().and_then(|limits| limits.remove("devices"));
+    serde_json::from_value(limits)
+        .map_err(|error| Error::failed(format!("read the limits in the OCI spec of {}", container.id), error))
+}
+
+/// Sets what `from` has, and keeps the rest.
+fn set_all(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                set_all(into.entry(key).or_insert_with(|| Value::Object(Map::new())), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
 /// CRI's zero and empty mean "as it is". The OOM score stays in any case: it is a process's, and OCI runtimes change
 /// only what belongs to the cgroup.
-fn merge(stored: &Resources, update: &Resources) -> Resources {
+pub(super) fn merge(stored: &Resources, update: &Resources) -> Resources {
     let number = |new: i64, old: i64| if new == 0 { old } else { new };
     let text = |new: &String, old: &String| if new.is_empty() { old.clone() } else { new.clone() };
     let mut hugepage_limits = stored.hugepage_limits.clone();

@@ -9,7 +9,8 @@ use crate::{
     Error,
     launcher::Clients,
     machine::{ContainerPhase, ContainerVerb, Gate, Refusal, Verdict, admit_container},
-    model::{ContainerState, Id, NamespaceMode, Resources},
+    model::{ContainerState, Id, NamespaceMode},
+    nri::LimitChange,
     ops,
     ops::{
         stop_container::{Stop, kill_at},
@@ -233,8 +234,9 @@ impl Owner {
                     return;
                 }
                 let (world, pod, shim) = (Arc::clone(&self.world), self.pod.clone(), self.shim.clone());
+                let Some(record) = self.containers.get(&id).map(|container| container.record.clone()) else { return };
                 self.spawn(Some(id.clone()), async move {
-                    let torn = ops::remove_container::run(world, pod, id.clone(), shim).await;
+                    let torn = ops::remove_container::run(world, pod, record, shim).await;
                     Ended::Removed(id, torn)
                 });
             }
@@ -250,7 +252,7 @@ impl Owner {
         }
     }
 
-    async fn update(&mut self, id: Id, update: Box<Resources>, reply: Reply<()>) {
+    async fn update(&mut self, id: Id, update: Box<LimitChange>, reply: Reply<()>) {
         let gate = self.gate();
         let Some(container) = self.containers.get(&id) else { return answer(reply, Err(missing(&id))) };
         match admit_container(gate, container.record.phase(), container.in_flight(), ContainerVerb::Update) {
@@ -260,12 +262,11 @@ impl Owner {
                     Ok(updated) => updated,
                     Err(error) => return answer(reply, Err(error)),
                 };
-                if self.begin_container(&id, ContainerVerb::Update, reply).await.is_none() {
-                    return;
-                }
-                let (world, shim) = (Arc::clone(&self.world), self.shim.clone());
+                let Some(operation) = self.begin_container(&id, ContainerVerb::Update, reply).await else { return };
+                let (world, pod, shim) = (Arc::clone(&self.world), self.pod.clone(), self.shim.clone());
                 self.spawn(Some(id.clone()), async move {
-                    Ended::Updated(id, ops::update_container::run(world, record, updated, shim).await)
+                    let run = ops::update_container::run(world, pod, record, *update, updated, shim, operation);
+                    Ended::Updated(id, run.await)
                 });
             }
             Verdict::Join | Verdict::Defer | Verdict::Interrupt => {

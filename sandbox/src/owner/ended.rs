@@ -124,6 +124,9 @@ impl Owner {
     }
 
     async fn pod_rescued(&mut self, rescued: Rescued) {
+        let lived = |container: &&super::Container| !container.record.has_exited();
+        let lived: Vec<Id> =
+            self.containers.values().filter(lived).map(|container| container.record.id.clone()).collect();
         match rescued {
             Rescued::Found { shim, states } => {
                 self.shim = Some(shim);
@@ -155,6 +158,11 @@ impl Owner {
             }
         }
         self.answer_pod(Ok(self.pod.id.clone())).await;
+        for id in lived {
+            if self.containers.get(&id).is_some_and(|container| container.record.has_exited()) {
+                self.tell_stopped(&id);
+            }
+        }
     }
 
     async fn created(&mut self, id: Id, created: Created) {
@@ -162,6 +170,7 @@ impl Owner {
             container.record.state = Some(ContainerState::Created);
             container.record.user = created.user;
             container.record.oci_spec = created.oci_spec;
+            container.record.limits = created.limits;
             self.shared.add_container(&id, &self.pod.id);
         }
         self.answer_container(&id, Ok(())).await;
@@ -245,9 +254,13 @@ impl Owner {
                 }
             }
             Ok(exit) => {
-                self.take_exit(&id, &exit);
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.record.take_exit(&exit);
+                }
                 let committed = self.commit(Some(&id)).await;
                 self.publish_container(&id);
+                // Before anybody else who waits for the exit can tell it.
+                self.tell_stopped(&id);
                 if let Some(container) = self.containers.get(&id) {
                     container.ended.send_replace(true);
                 }
@@ -268,6 +281,15 @@ impl Owner {
                     self.rescue().await;
                 }
             }
+        }
+    }
+
+    /// Lets plugins know of a container's end; nobody waits for them.
+    fn tell_stopped(&mut self, id: &Id) {
+        if self.world.nri.is_on()
+            && let Some(container) = self.containers.get(id)
+        {
+            self.streams.spawn(self.world.nri.stop_container(&self.pod, &container.record));
         }
     }
 
@@ -359,8 +381,10 @@ impl Owner {
         }
         for id in self.containers.keys() {
             self.shared.views.withdraw_container(id);
+            self.world.nri.forget(id);
         }
         self.shared.views.withdraw_pod(&self.pod.id);
+        self.world.nri.forget(&self.pod.id);
         self.shared.forget_pod(&self.pod);
         self.over = true;
         answer_all(self.running.take(), result);
@@ -376,6 +400,7 @@ impl Owner {
         self.containers.remove(id);
         self.shared.forget_container(id);
         self.shared.views.withdraw_container(id);
+        self.world.nri.forget(id);
         Ok(())
     }
 

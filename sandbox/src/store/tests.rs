@@ -104,6 +104,7 @@ pub(crate) fn container() -> ContainerRecord {
         log_path: Some(PathBuf::from("/var/log/pods/web/app/1.log")),
         user: ContainerUser::default(),
         oci_spec: serde_json::Value::Null,
+        limits: None,
     }
 }
 

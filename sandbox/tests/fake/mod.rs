@@ -162,13 +162,17 @@ impl Process {
     }
 
     pub(crate) async fn open(self: &Arc<Process>) -> Pods {
+        self.open_with(config(self.machine.dir.path())).await
+    }
+
+    pub(crate) async fn open_with(self: &Arc<Process>, config: Config) -> Pods {
         let dir = self.machine.dir.path();
         let store = Store::open(&dir.join("meta.db"), &[SCHEMA]).unwrap();
         let seams = Seams(Arc::clone(self));
         let snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> =
             [("fake".to_owned(), Arc::new(seams.clone()) as Arc<dyn Snapshotter>)].into();
         let (network, launcher) = (Arc::new(seams.clone()), Arc::new(seams.clone()));
-        Pods::open_on(Arc::new(seams), config(dir), store, snapshotters, network, launcher).await.unwrap()
+        Pods::open_on(Arc::new(seams), config, store, snapshotters, network, launcher).await.unwrap()
     }
 
     /// Lets the threads of a dead process go, once its tasks are dropped.
@@ -246,6 +250,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         cdi_spec_dirs: Some(Vec::new()),
         disable_apparmor: false,
         ignore_image_volumes: false,
+        nri: None,
         timeouts: Timeouts { kill: Duration::from_secs(5), ..Timeouts::default() },
     }
 }
