@@ -56,8 +56,7 @@ pub enum Output {
 pub struct ExitStatus(pub(crate) oneshot::Receiver<Result<i32, Error>>);
 
 impl ExitStatus {
-    /// Waits for the process of an exec, or the container's for attach, to end. For attach, an end of the streams
-    /// before the process's end is code 0.
+    /// Waits for the process of an exec to end. For attach it is the end of the streams, and code 0.
     pub async fn wait(self) -> Result<i32, Error> {
         self.0.await.unwrap_or_else(|_| Err(Error::Unavailable("the stream was closed by the daemon".into())))
     }

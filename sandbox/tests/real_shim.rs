@@ -370,3 +370,24 @@ async fn privileged_a_shim_that_is_killed_leaves_no_process_and_a_pod_that_can_b
         node.assert_clean();
     }
 }
+
+/// Of which more than a shim has room for at one time (`MAX_CALLS` of a connection) come as far as to be served.
+const ATTACHES: u32 = 12_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileged_clients_that_attach_and_leave_leave_nothing_in_the_shim() {
+    let node = TestNode::new(None);
+    let pods = node.open().await;
+    let pod = pods.run(node.pod(), pause()).await.unwrap();
+    let app = pods.create_container(pod.as_str(), node.container("app", "sleep 1000"), image(&[])).await.unwrap();
+    pods.start_container(app.as_str()).await.unwrap();
+    for number in 0..ATTACHES {
+        let request = StreamRequest { command: Vec::new(), stdin: false, stdout: true, stderr: true, tty: false };
+        let session = pods.attach(app.as_str(), request).await;
+        drop(session.unwrap_or_else(|error| panic!("attach {number}: {}", error.chain())));
+    }
+    let output = pods.exec_sync(app.as_str(), words(&["/bin/echo", "alive"]), None).await.unwrap();
+    assert_eq!(output.stdout, b"alive\n");
+    pods.stop(pod.as_str()).await.unwrap();
+    pods.remove(pod.as_str()).await.unwrap();
+}

@@ -1,12 +1,12 @@
 //! Attach: the streams of the container's own process, which goes on when the session ends.
 
-use std::time::Duration;
+use std::{future::Ready, time::Duration};
 
 use crate::{
     Error,
     launcher::Clients,
     model::{Id, StreamRequest},
-    ops::stream::{Ended, Process, attach_to, serve},
+    ops::stream::{Ended, Process, Until, attach_to, serve},
     request::Reply,
     session,
 };
@@ -30,12 +30,9 @@ pub(crate) async fn run(
     let (session, far) = session::pair(request.stdin);
     // If the caller gave up, the session is dropped here, and serving it ends at once.
     drop(reply.send(Ok(session)));
-    let exit = async {
-        let exit = clients.streams.wait(id.as_str(), "").await;
-        exit.map(|exit| i32::try_from(exit.exit_status).unwrap_or(255))
-            .map_err(|status| Error::failed(format!("wait for container {id}"), status))
-    };
     let process = Process { clients: &clients, container: &id, exec_id: "" };
     // Exit or given up: either way the container is not ours to end.
-    let (Ended::Exit | Ended::GivenUp) = serve(far, stream, exit, process, drain).await;
+    // Not by the container's exit: ttrpc cannot take a call back, and each wait of a client that left would stay with the shim.
+    let until = Until::<Ready<_>>::Streams;
+    let (Ended::Exit | Ended::GivenUp) = serve(far, stream, until, process, drain).await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     launcher::Clients,
     model::StreamRequest,
-    ops::stream::{Ended, Exec, serve},
+    ops::stream::{Ended, Exec, Until, serve},
     record::ContainerRecord,
     request::Reply,
     session,
@@ -27,7 +27,7 @@ pub(crate) async fn run(
     let (session, far) = session::pair(request.stdin);
     // If the caller gave up, the session is dropped here, and serving it ends at once.
     drop(reply.send(Ok(session)));
-    if let Ended::GivenUp = serve(far, stream, exec.wait(), exec.process(), drain).await {
+    if let Ended::GivenUp = serve(far, stream, Until::Exit(exec.wait()), exec.process(), drain).await {
         match exec.kill().await {
             Ok(()) => drop(exec.wait().await),
             Err(error) => tracing::debug!(container = %container.id, error = error.chain(), "an exec was not killed"),

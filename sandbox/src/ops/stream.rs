@@ -170,13 +170,12 @@ pub(super) async fn pump_input(from: Option<mpsc::Receiver<Bytes>>, to: AttachIn
 }
 
 /// Copies the process's output to its end. A session that does not listen any more does not hold up the process.
-pub(super) async fn pump_output(mut from: AttachOutput, to: mpsc::Sender<Output>) {
+pub(super) async fn pump_output(mut from: AttachOutput, to: mpsc::Sender<Output>) -> Result<(), Status> {
     loop {
-        let piece = match from.next().await {
-            Ok(Some(ShimOutput::Stdout(bytes))) => Output::Stdout(bytes),
-            Ok(Some(ShimOutput::Stderr(bytes))) => Output::Stderr(bytes),
-            // A lost stream ends as one that ended: the exit tells what became of the process.
-            Ok(None) | Err(_) => return,
+        let piece = match from.next().await? {
+            Some(ShimOutput::Stdout(bytes)) => Output::Stdout(bytes),
+            Some(ShimOutput::Stderr(bytes)) => Output::Stderr(bytes),
+            None => return Ok(()),
         };
         // See above: nobody listening is fine.
         drop(to.send(piece).await);
@@ -191,11 +190,19 @@ pub(super) enum Ended {
     GivenUp,
 }
 
-/// Serves a session until the process ends or the session is given up.
+/// What ends a session that is not given up.
+pub(super) enum Until<F> {
+    /// The process's exit. Lost streams end nothing: the exit tells what became of the process.
+    Exit(F),
+    /// The end of the streams, which is the process's.
+    Streams,
+}
+
+/// Serves a session until it ends or is given up.
 pub(super) async fn serve(
     far: Far,
     stream: AttachStream,
-    exit: impl Future<Output = Result<i32, Error>>,
+    until: Until<impl Future<Output = Result<i32, Error>>>,
     process: Process<'_>,
     drain: Duration,
 ) -> Ended {
@@ -208,12 +215,25 @@ pub(super) async fn serve(
     };
     let side = async { tokio::join!(pump_input(stdin, stream.stdin), sizes) };
     let copying = pump_output(stream.output, output);
+    let ends_with_streams = matches!(until, Until::Streams);
+    let exit = async {
+        match until {
+            Until::Exit(exit) => exit.await,
+            Until::Streams => std::future::pending().await,
+        }
+    };
     tokio::pin!(side, copying, exit);
     let mut copied = false;
     let code = loop {
         tokio::select! {
             code = &mut exit => break code,
-            () = &mut copying, if !copied => copied = true,
+            ended = &mut copying, if !copied => {
+                copied = true;
+                if ends_with_streams {
+                    let lost = |status| Error::failed(format!("read the streams of container {}", process.container), status);
+                    break ended.map(|()| 0).map_err(lost);
+                }
+            }
             ((), ()) = &mut side => {}
             () = answer.closed() => return Ended::GivenUp,
         }

@@ -35,6 +35,8 @@ impl Hub {
     pub(crate) fn subscribe(&self) -> mpsc::Receiver<Chunk> {
         let (sender, receiver) = mpsc::channel(BUFFERED_CHUNKS);
         let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those who left while nothing was published.
+        subscribers.senders.retain(|sender| !sender.is_closed());
         if !subscribers.closed {
             subscribers.senders.push(sender);
         }
@@ -82,6 +84,16 @@ mod tests {
         assert_eq!((kept, hub.is_closed()), (BUFFERED_CHUNKS, false));
         hub.publish(Stream::Stderr, b"y");
         assert_eq!(quick.recv().await, Some(Chunk { stream: Stream::Stderr, bytes: Bytes::from_static(b"y") }));
+    }
+
+    #[test]
+    fn those_who_leave_a_silent_container_are_forgotten() {
+        let hub = Hub::default();
+        let _stays = hub.subscribe();
+        for _ in 0..10 {
+            drop(hub.subscribe());
+        }
+        assert_eq!(hub.subscribers.lock().unwrap().senders.len(), 2, "one that stays, and the last to leave");
     }
 
     #[tokio::test]
