@@ -26,13 +26,22 @@ pub struct Client {
 
 /// A channel over a unix socket, for any generated client.
 pub async fn channel(socket: &Path) -> Result<Channel, tonic::transport::Error> {
+    channel_of(Endpoint::from_static("http://localhost"), socket).await
+}
+
+/// As [`channel`], by a client that takes only so many bytes of a stream before they are read.
+pub async fn narrow_channel(socket: &Path, window: u32) -> Result<Channel, tonic::transport::Error> {
+    channel_of(Endpoint::from_static("http://localhost").initial_stream_window_size(window), socket).await
+}
+
+/// The endpoint's URL serves as :authority only.
+async fn channel_of(endpoint: Endpoint, socket: &Path) -> Result<Channel, tonic::transport::Error> {
     let socket = socket.to_owned();
-    // The URL serves as :authority only; the connector knows where to go.
     let connector = service_fn(move |_| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://localhost").connect_with_connector(connector).await
+    endpoint.connect_with_connector(connector).await
 }
 
 impl Client {
