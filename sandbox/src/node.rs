@@ -22,8 +22,8 @@ pub(crate) mod cgroup;
 pub trait Node: Send + Sync {
     fn pin_netns(&self, path: &Path) -> Result<(), Error>;
 
-    /// Pins a new user namespace, and a network namespace that it owns.
-    fn pin_userns(&self, userns: &Path, netns: &Path, mapping: &UserNamespace) -> Result<(), Error> {
+    /// Pins a new user namespace, and a network namespace that it owns unless the pod is in the host's.
+    fn pin_userns(&self, userns: &Path, netns: Option<&Path>, mapping: &UserNamespace) -> Result<(), Error> {
         userns::pin(userns, netns, mapping)
     }
 

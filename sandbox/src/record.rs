@@ -11,8 +11,8 @@ use crate::{
     Config, Error, Handler,
     machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
     model::{
-        ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, Namespaces,
-        PodNetwork, PodResources, PodSpec, PodState, PodView, Resources,
+        ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, PodNetwork,
+        PodResources, PodSpec, PodState, PodView, Resources,
     },
     oci::sysctls,
     paths::log_path,
@@ -152,16 +152,13 @@ pub(crate) fn check(spec: &PodSpec, handler: &str, settings: &Handler) -> Result
 }
 
 fn refuse_user_namespace(spec: &PodSpec, handler: &str, settings: &Handler) -> Result<(), Error> {
-    let refused = match &spec.namespaces {
-        Namespaces { user: None, .. } => return Ok(()),
-        _ if !settings.features.user_namespaces => {
-            format!("the runtime of handler {handler:?} or the kernel has no mapped mounts")
-        }
-        // The host's network is not the namespace's own, so its root could neither set it up nor mount /sys.
-        Namespaces { network: NamespaceMode::Node, .. } => "not with the host's network".to_owned(),
-        _ => return Ok(()),
-    };
-    Err(Error::Unsupported(format!("namespace_options.userns_options: user namespaces are not supported: {refused}")))
+    match spec.namespaces.user.is_none() || settings.features.user_namespaces {
+        true => Ok(()),
+        false => Err(Error::Unsupported(format!(
+            "namespace_options.userns_options: user namespaces are not supported: the runtime of handler {handler:?} or the \
+             kernel has no mapped mounts"
+        ))),
+    }
 }
 
 impl ContainerRecord {

@@ -21,16 +21,16 @@ use rustix::{
     process::{Signal, getpid, set_parent_process_death_signal},
 };
 
-/// Runs `work` while a child, whose pid it gets, sits in new user and network namespaces; then the child ends.
+/// Runs `work` while a child, whose pid it gets, sits in new namespaces of these kinds; then the child ends.
 ///
 /// A child of its own, because the kernel lets no process with more than one thread enter a user namespace. It is never
 /// executed: between fork and exec it makes the namespaces and waits.
-pub(crate) fn beside_new_namespaces<T>(work: impl FnOnce(i32) -> io::Result<T>) -> io::Result<T> {
+pub(crate) fn beside_new_namespaces<T>(kinds: CloneFlags, work: impl FnOnce(i32) -> io::Result<T>) -> io::Result<T> {
     let (ready, mut tell_ready) = pipe()?;
     let (mut wait, done) = pipe()?;
     let mut command = Command::new("/proc/self/exe");
     let in_child = move || -> io::Result<()> {
-        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+        unshare(kinds)?;
         // With its parent's thread gone nobody would ever write to `done`.
         set_parent_process_death_signal(Some(Signal::KILL))?;
         tell_ready.write_all(&getpid().as_raw_nonzero().get().to_ne_bytes())?;

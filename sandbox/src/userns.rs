@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sched::CloneFlags;
 use rustix::{
     fs::CWD,
     mount::{
@@ -31,27 +32,30 @@ use crate::{
 };
 
 /// Makes a user namespace with this mapping and a network namespace that it owns, and pins both. Without that owner a
-/// pod's root could not set up its network, nor mount its own `/sys`. Nothing is left at the paths when this fails.
-pub(crate) fn pin(userns: &Path, netns: &Path, mapping: &UserNamespace) -> Result<(), Error> {
+/// pod's root could not set up its network, nor mount its own `/sys`. A pod in the host's network has neither of these, and
+/// `netns` is `None`. Nothing is left at the paths when this fails.
+pub(crate) fn pin(userns: &Path, netns: Option<&Path>, mapping: &UserNamespace) -> Result<(), Error> {
     let failed = |error: io::Error| Error::failed(format!("pin a user namespace at {}", userns.display()), error);
-    for path in [userns, netns] {
+    let pins: Vec<(&str, &Path)> = [("user", userns)].into_iter().chain(netns.map(|netns| ("net", netns))).collect();
+    for (_, path) in &pins {
         let parent = path.parent().unwrap_or(path);
         DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
     }
-    let pinned = sys::beside_new_namespaces(|pid| {
+    let network = if netns.is_some() { CloneFlags::CLONE_NEWNET } else { CloneFlags::empty() };
+    let pinned = sys::beside_new_namespaces(CloneFlags::CLONE_NEWUSER | network, |pid| {
         fs::write(format!("/proc/{pid}/uid_map"), line(&mapping.uid))?;
         fs::write(format!("/proc/{pid}/gid_map"), line(&mapping.gid))?;
-        for (kind, path) in [("user", userns), ("net", netns)] {
+        for (kind, path) in &pins {
             // As with network namespaces alone: what is there already is another pod's, or a leftover.
             OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
-            mount_bind(format!("/proc/{pid}/ns/{kind}"), path)?;
+            mount_bind(format!("/proc/{pid}/ns/{kind}"), *path)?;
         }
         Ok(())
     });
     pinned.map_err(|error| {
-        for path in [userns, netns] {
+        for (_, path) in &pins {
             // The first error is the one to report; whatever is left is found by the pod's teardown.
-            let _ = unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+            let _ = unmount(*path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
             let _ = fs::remove_file(path);
         }
         failed(error)
@@ -182,7 +186,7 @@ mod tests {
     fn privileged_both_namespaces_are_pinned_and_the_network_is_owned_by_the_user_namespace() {
         let dir = tempfile::tempdir().unwrap();
         let (user, net) = (dir.path().join("pinned/user"), dir.path().join("netns/pod"));
-        pin(&user, &net, &mapping()).unwrap();
+        pin(&user, Some(&net), &mapping()).unwrap();
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
         assert_ne!(inode(&user), inode(Path::new("/proc/self/ns/user")));
         assert_ne!(inode(&net), inode(Path::new("/proc/self/ns/net")));
@@ -195,15 +199,25 @@ mod tests {
         let words: Vec<String> =
             String::from_utf8(shown.stdout).unwrap().split_whitespace().map(str::to_owned).collect();
         assert_eq!(words, ["0", "100000", "65536", "up"], "{}", String::from_utf8_lossy(&shown.stderr));
-        let taken = pin(&user, &net, &mapping()).unwrap_err().chain();
+        let taken = pin(&user, Some(&net), &mapping()).unwrap_err().chain();
         assert!(taken.contains("File exists"), "{taken}");
+    }
+
+    #[test]
+    fn privileged_a_user_namespace_is_pinned_alone_for_the_hosts_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let user = dir.path().join("user");
+        pin(&user, None, &mapping()).unwrap();
+        assert_ne!(fs::metadata(&user).unwrap().ino(), fs::metadata("/proc/self/ns/user").unwrap().ino());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        unmount(&user, UnmountFlags::DETACH).unwrap();
     }
 
     #[test]
     fn privileged_a_mapped_overlay_shows_the_images_root_as_the_pods() {
         let dir = tempfile::tempdir().unwrap();
         let (user, net) = (dir.path().join("user"), dir.path().join("net"));
-        pin(&user, &net, &mapping()).unwrap();
+        pin(&user, Some(&net), &mapping()).unwrap();
         let at = |name: &str| dir.path().join(name);
         for made in ["low/a", "low2", "up", "work", "bundle/rootfs"] {
             fs::create_dir_all(at(made)).unwrap();
@@ -238,7 +252,7 @@ mod tests {
     fn privileged_a_mapped_view_of_one_layer_is_read_only() {
         let dir = tempfile::tempdir().unwrap();
         let (user, net) = (dir.path().join("user"), dir.path().join("net"));
-        pin(&user, &net, &mapping()).unwrap();
+        pin(&user, Some(&net), &mapping()).unwrap();
         let (layer, root) = (dir.path().join("layer"), dir.path().join("volume/root"));
         for made in [&layer, &root] {
             fs::create_dir_all(made).unwrap();

@@ -44,7 +44,8 @@ impl Cri {
             runtime_handlers: self.handlers(),
             features: Some(cri::RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                // A pod that asks for it of a handler without user namespaces is refused by the kubelet for that.
+                user_namespaces_host_network: true,
             }),
         }
     }

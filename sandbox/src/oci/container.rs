@@ -106,6 +106,7 @@ fn all_mounts(input: &ContainerInput<'_>) -> Vec<oci_spec::runtime::Mount> {
     let container = input.container;
     let writable = container.privileged || input.handler.cgroup_writable;
     let defaults = mounts::defaults(mounts::Defaults {
+        host_sys: namespaces::host_sys(&input.pod.namespaces),
         sys_writable: container.privileged,
         cgroup: Some(mounts::CgroupMount { writable }),
     });

@@ -158,6 +158,8 @@ fn check_propagation(source: &Path, propagation: Propagation, table: &[MountPoin
 /// How the container's own file systems are mounted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Defaults {
+    /// `/sys` is the host's: only who owns a network namespace can mount its own.
+    pub(super) host_sys: bool,
     /// `/sys` and cgroups writable, for privileged containers.
     pub(super) sys_writable: bool,
     pub(super) cgroup: Option<CgroupMount>,
@@ -181,8 +183,11 @@ pub(super) fn defaults(how: Defaults) -> Vec<Mount> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access(how.sys_writable)]),
     ];
+    mounts.push(match how.host_sys {
+        true => bind("/sys", Path::new("/sys"), &["rbind", "rro", "nosuid", "nodev", "noexec"]),
+        false => mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access(how.sys_writable)]),
+    });
     if let Some(cgroup) = how.cgroup {
         let options = ["nosuid", "noexec", "nodev", "relatime", access(cgroup.writable)];
         mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options));

@@ -15,6 +15,12 @@ pub(super) fn host_network(namespaces: &Namespaces) -> bool {
     namespaces.network == NamespaceMode::Node
 }
 
+/// Whether the pod's processes can only have the host's `/sys`: their user namespace does not own the network that a sysfs
+/// of their own would show.
+pub(super) fn host_sys(namespaces: &Namespaces) -> bool {
+    host_network(namespaces) && namespaces.user.is_some()
+}
+
 /// Those of a pause container.
 pub(super) fn of_pod(
     modes: &Namespaces,

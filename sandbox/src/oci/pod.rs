@@ -17,7 +17,11 @@ pub(super) fn spec(input: &PodInput<'_>) -> Result<Spec, Error> {
     let mut root = Root::default();
     root.set_path("rootfs".into()).set_readonly(Some(true));
     // A pause process has no use for its cgroup's files.
-    let defaults = mounts::defaults(mounts::Defaults { sys_writable: pod.privileged, cgroup: None });
+    let defaults = mounts::defaults(mounts::Defaults {
+        host_sys: namespaces::host_sys(&pod.namespaces),
+        sys_writable: pod.privileged,
+        cgroup: None,
+    });
     let mut spec = Spec::default();
     spec.set_version(input.oci_version.to_owned())
         .set_root(Some(root))

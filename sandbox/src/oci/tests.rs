@@ -376,3 +376,19 @@ fn a_user_namespace_is_joined_with_its_mapping_and_maps_volumes() {
     let volume = container["mounts"].as_array().unwrap().iter().find(|mount| mount["destination"] == "/d").unwrap();
     assert_eq!((&volume["uidMappings"], &volume["gidMappings"]), (&ids, &ids));
 }
+
+#[test]
+fn a_user_namespace_in_the_hosts_network_has_the_hosts_sys_and_cannot_write_to_it() {
+    let mut world = World::new();
+    let user = UserNamespace { uid: one_range(), gid: one_range() };
+    world.pod.namespaces = Namespaces { network: NamespaceMode::Node, user: Some(user), ..Namespaces::default() };
+    world.container.namespaces = world.pod.namespaces.clone();
+    let expected = serde_json::json!({
+        "destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "rro", "nosuid", "nodev", "noexec"],
+    });
+    for spec in [world.pod(), world.container()] {
+        let mounts = spec["mounts"].as_array().unwrap().clone();
+        let sys: Vec<_> = mounts.iter().filter(|mount| mount["destination"] == "/sys").collect();
+        assert_eq!(sys, [&expected]);
+    }
+}

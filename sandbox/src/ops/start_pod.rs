@@ -57,14 +57,13 @@ async fn undo(world: &Arc<World>, pod: &PodRecord) -> (Option<Error>, bool) {
 }
 
 async fn start(world: &Arc<World>, pod: &PodRecord, operation: &Operation) -> Result<Started, Error> {
-    if let Some(netns) = world.netns(pod) {
-        let (node, mapping, userns) =
-            (Arc::clone(&world.node), pod.spec.namespaces.user.clone(), world.paths.userns(&pod.id));
-        let pin = move || match mapping {
-            Some(mapping) => node.pin_userns(&userns, &netns, &mapping),
-            None => node.pin_netns(&netns),
-        };
-        operation.blocking(pin).await?;
+    let (node, netns, userns) = (Arc::clone(&world.node), world.netns(pod), world.paths.userns(&pod.id));
+    match (pod.spec.namespaces.user.clone(), netns) {
+        (Some(mapping), netns) => {
+            operation.blocking(move || node.pin_userns(&userns, netns.as_deref(), &mapping)).await?;
+        }
+        (None, Some(netns)) => operation.blocking(move || node.pin_netns(&netns)).await?,
+        (None, None) => {}
     }
     let (network, (oci_spec, shim)) = attach_and_make_pause(world, pod, operation).await?;
     let (starting, id) = (Arc::clone(&shim), pod.id.clone());
