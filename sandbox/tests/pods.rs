@@ -11,7 +11,7 @@ use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
 use windlass_sandbox::{
     Error, Pods,
     changes::ChangeKind,
-    model::{ContainerSpec, ContainerState, PodResources, PodSpec, PodState, Resources, SecurityProfile},
+    model::{ContainerSpec, ContainerState, Id, PodResources, PodSpec, PodState, Resources, SecurityProfile},
 };
 
 struct Node {
@@ -148,6 +148,34 @@ async fn a_stop_with_less_grace_ends_the_wait_of_an_earlier_one() {
     }
     pods.remove(pod.as_str()).await.unwrap();
     machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
+async fn a_stop_signal_that_could_not_be_sent_is_sent_by_the_next_stop() {
+    async fn started(pods: &Pods) -> Id {
+        let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+        let app = pods.create_container(pod.as_str(), container_spec("app"), image()).await.unwrap();
+        pods.start_container(app.as_str()).await.unwrap();
+        app
+    }
+    let counted = node().await;
+    started(&counted.pods).await;
+    let before = counted.process.effects();
+    let machine = Machine::new();
+    let process = Process::new(&machine, Fault { fail_at: Some(before + 1), ..Fault::default() });
+    let pods = process.open().await;
+    let app = started(&pods).await;
+    let failed = pods.stop_container(app.as_str(), Duration::from_secs(3600)).await.unwrap_err();
+    assert!(failed.chain().contains("injected into kill 15"), "{failed}");
+    let stopping = tokio::spawn({
+        let (pods, app) = (pods.clone(), app.clone());
+        async move { pods.stop_container(app.as_str(), Duration::from_secs(3600)).await }
+    });
+    let sent = |signal: &str| machine.state.lock().unwrap().log.iter().filter(|entry| *entry == signal).count();
+    until("the stop signal is sent again", || sent("kill 15") == 2).await;
+    machine.exit(&app, 0);
+    stopping.await.unwrap().unwrap();
+    assert_eq!(sent("kill 9"), 0);
 }
 
 #[tokio::test]

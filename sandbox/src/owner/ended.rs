@@ -219,6 +219,12 @@ impl Owner {
     }
 
     async fn stopped(&mut self, id: Id, stopped: Result<(), Error>) {
+        if stopped.is_err()
+            && let Some(container) = self.containers.get_mut(&id)
+        {
+            // The signal may not have arrived, and the next stop's grace is for who was told.
+            container.signalled = false;
+        }
         if stopped.is_ok()
             && let Some(container) = self.containers.get_mut(&id)
         {
