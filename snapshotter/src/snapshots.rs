@@ -12,11 +12,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use store::{Namespace, Store};
 
+use crate::apply::remove;
 use crate::rows::{self, Key, Remains, Row};
 use crate::{Error, Info, Kind, Labels, Usage, usage};
 
@@ -242,11 +245,9 @@ impl Snapshots {
 /// Deletes what no row speaks of any more. A failure is logged and not returned: nothing refers to it, and the next sweep
 /// tries again.
 fn delete(path: &Path) {
-    let result = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
+    // By descriptors: a container may have made a tree deeper than a path can say, or than the stack.
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let result = fs::File::open(parent).and_then(|parent| Ok(remove::tree(parent.as_fd(), name.as_bytes())?));
     match result {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), error = &error as &dyn std::error::Error, "snapshot data not deleted");
@@ -280,5 +281,26 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("snapshots")).unwrap().count(), 0);
         assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
         snapshots.create((&ns, "key"), None, Kind::Active, &Labels::new(), |_, _| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_tree_deeper_than_a_path_can_say_is_removed() {
+        use rustix::fs::{CWD, Mode, OFlags};
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.db"), &[rows::SCHEMA]).unwrap();
+        let snapshots = Snapshots::open("test", dir.path(), store, "").unwrap();
+        let ns = Namespace::k8s();
+        let row = snapshots.create((&ns, "key"), None, Kind::Active, &Labels::new(), |_, _| Ok(())).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut at = rustix::fs::openat(CWD, snapshots.dir(row.id), flags, Mode::empty()).unwrap();
+        let name = "d".repeat(200);
+        for _ in 0..2_000 {
+            rustix::fs::mkdirat(&at, name.as_str(), Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, name.as_str(), flags, Mode::empty()).unwrap();
+        }
+        drop(at);
+        snapshots.remove(&ns, "key").unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("snapshots")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
     }
 }

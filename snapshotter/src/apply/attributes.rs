@@ -93,6 +93,21 @@ pub(super) fn is_opaque(fd: BorrowedFd<'_>) -> bool {
     matches!(rustix::fs::getxattr(procfs_name(fd), OPAQUE, &mut value[..]), Ok(1)) && value[0] == b'y'
 }
 
+/// Takes off the attributes that a directory has from an earlier entry, but for those that the node gives by itself.
+pub(super) fn clear(fd: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> {
+    let failed = |errno: Errno| Error::failed("take the attributes off", path, errno);
+    for (name, _) in xattrs(fd).map_err(failed)? {
+        if name == b"security.selinux" || OVERLAY_NOTES.iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        match rustix::fs::removexattr(procfs_name(fd), OsStr::from_bytes(&name)) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    Ok(())
+}
+
 fn set_xattrs(path: &[u8], looks: &Looks, set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>) -> Result<(), Error> {
     for (name, value) in &looks.xattrs {
         if OVERLAY_NOTES.iter().any(|prefix| name.starts_with(prefix)) {

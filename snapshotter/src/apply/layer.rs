@@ -1,5 +1,6 @@
 //! One layer being written: each entry becomes one change beneath the root.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,6 +25,19 @@ pub(super) struct Layer<'a> {
     own: Own,
     /// Times of directories, by path; set last, for every entry changes those of its directory.
     directories: Vec<(Vec<u8>, Timestamps)>,
+    /// Times of directories of the layers below that an entry of theirs changes, by a path that may lead through links.
+    changed: Vec<(Vec<u8>, Timestamps)>,
+    /// Whose times were looked at last.
+    looked_at: Option<Rc<OwnedFd>>,
+    /// What is here only because a hard link leads to it: not of this layer, so this layer may delete it.
+    borrowed: BTreeSet<Vec<u8>>,
+}
+
+/// Why a directory is made that has no entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Entry,
+    Borrowed,
 }
 
 /// Where an entry goes.
@@ -50,6 +64,9 @@ impl<'a> Layer<'a> {
             applied: Applied::default(),
             own: Own::default(),
             directories: Vec::new(),
+            changed: Vec::new(),
+            looked_at: None,
+            borrowed: BTreeSet::new(),
         })
     }
 
@@ -64,7 +81,8 @@ impl<'a> Layer<'a> {
         if meaning == Meaning::Notes {
             return Ok(());
         }
-        let place = Place { dir: self.parent(parent)?, name, path: &path };
+        let place = Place { dir: self.parent(parent, Why::Entry)?, name, path: &path };
+        self.keep_times(&place.dir, parent)?;
         match meaning {
             Meaning::File => self.put(entry, &place, archive),
             Meaning::Deletes(deleted) => self.delete(&place, deleted),
@@ -74,8 +92,18 @@ impl<'a> Layer<'a> {
     }
 
     pub(super) fn finish(self) -> Result<Applied, Error> {
-        for (path, times) in &self.directories {
-            match self.root.directory_nofollow(path) {
+        let Layer { mut root, directories, changed, applied, .. } = self;
+        for (path, times) in &changed {
+            match root.directory(path) {
+                Ok(dir) => {
+                    rustix::fs::futimens(&dir, times).map_err(|errno| Error::failed("set the times of", path, errno))?
+                }
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(errno) => return Err(Error::failed("open the directory", path, errno)),
+            }
+        }
+        for (path, times) in &directories {
+            match root.directory_nofollow(path) {
                 Ok(dir) => {
                     rustix::fs::futimens(&dir, times).map_err(|errno| Error::failed("set the times of", path, errno))?
                 }
@@ -84,7 +112,22 @@ impl<'a> Layer<'a> {
                 Err(errno) => return Err(Error::failed("open the directory", path, errno)),
             }
         }
-        Ok(self.applied)
+        Ok(applied)
+    }
+
+    /// In one directory with the layers below, what they say of a directory's times goes on holding, as it does where a
+    /// layer is a directory of its own.
+    fn keep_times(&mut self, dir: &Rc<OwnedFd>, path: &[u8]) -> Result<(), Error> {
+        let is_known = self.looked_at.as_ref().is_some_and(|last| Rc::ptr_eq(last, dir));
+        if self.whiteouts == Whiteouts::Overlay || path.is_empty() || is_known {
+            return Ok(());
+        }
+        let stat = rustix::fs::fstat(dir).map_err(|errno| Error::failed("look at", path, errno))?;
+        if self.own.is_first_look(stat.st_ino) {
+            self.changed.push((path.to_vec(), attributes::times_of(&stat)));
+        }
+        self.looked_at = Some(Rc::clone(dir));
+        Ok(())
     }
 
     fn put(&mut self, entry: &Entry, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), Error> {
@@ -120,10 +163,10 @@ impl<'a> Layer<'a> {
     fn put_directory(&mut self, place: &Place<'_>, looks: &Looks) -> Result<(), Error> {
         let failed = place.failed("make the directory");
         let make = |dir: BorrowedFd<'_>| rustix::fs::mkdirat(dir, place.name, Mode::from_raw_mode(looks.mode & 0o777));
-        let mut replaced = false;
+        let (mut replaced, mut is_known) = (false, false);
         match make(place.dir.as_fd()) {
             Ok(()) => self.count_inode()?,
-            Err(Errno::EXIST) if self.is_directory(place)? => {}
+            Err(Errno::EXIST) if self.is_directory(place)? => is_known = true,
             Err(Errno::EXIST) => {
                 self.clear(place)?;
                 self.count_inode()?;
@@ -137,6 +180,10 @@ impl<'a> Layer<'a> {
             // What it took the place of hid a directory of that name below, if there is one.
             self.hide_below(fd.as_fd()).map_err(&failed)?;
         }
+        if is_known {
+            attributes::clear(fd.as_fd(), place.path)?;
+        }
+        self.borrowed.remove(place.path);
         attributes::set(fd.as_fd(), place.path, looks)?;
         self.remember(place, &fd)?;
         self.directories.push((place.path.to_vec(), attributes::times(looks)));
@@ -230,7 +277,7 @@ impl<'a> Layer<'a> {
         let missing = || Error::refused(path, "a hard link leads to it, and it does not exist");
         let Found { fd, stat } = self.lower.find(path)?.ok_or_else(missing)?;
         let (parent, name) = split(path);
-        let place = Place { dir: self.parent(parent)?, name, path };
+        let place = Place { dir: self.parent(parent, Why::Borrowed)?, name, path };
         let looks = attributes::looks_of(fd.as_fd(), &stat, path)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
@@ -251,6 +298,7 @@ impl<'a> Layer<'a> {
                 rustix::fs::mknodat(dir, name, special, Mode::empty(), stat.st_rdev)
             })?,
         }
+        self.borrowed.insert(path.to_vec());
         let stat = rustix::fs::statat(&place.dir, name, AtFlags::SYMLINK_NOFOLLOW);
         Ok((Rc::clone(&place.dir), stat.map_err(place.failed("look at"))?))
     }
@@ -261,6 +309,11 @@ impl<'a> Layer<'a> {
         match self.whiteouts {
             Whiteouts::Overlay => {
                 self.count_inode()?;
+                let deleted = match split(place.path).0 {
+                    b"" => name.to_vec(),
+                    parent => [parent, name].join(&b'/'),
+                };
+                self.give_back(&deleted, true)?;
                 whiteout::hide(place.dir.as_fd(), name).map_err(failed)
             }
             Whiteouts::Remove => whiteout::delete(place.dir.as_fd(), name, &self.own).map_err(failed),
@@ -271,7 +324,10 @@ impl<'a> Layer<'a> {
         let failed = place.failed("apply");
         self.root.forget();
         match self.whiteouts {
-            Whiteouts::Overlay => whiteout::hide_all(place.dir.as_fd()).map_err(failed),
+            Whiteouts::Overlay => {
+                self.give_back(split(place.path).0, false)?;
+                whiteout::hide_all(place.dir.as_fd()).map_err(failed)
+            }
             Whiteouts::Remove => {
                 let dir = place.dir.try_clone().map_err(|error| Error::failed("apply", place.path, error))?;
                 whiteout::delete_in(dir, &self.own).map_err(failed)
@@ -280,17 +336,17 @@ impl<'a> Layer<'a> {
     }
 
     /// The directory of an entry, made with its own parents if the archive left them out.
-    fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Error> {
+    fn parent(&mut self, path: &[u8], why: Why) -> Result<Rc<OwnedFd>, Error> {
         match self.root.directory(path) {
             // A whiteout may be in the way as well as nothing.
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             other => return other.map_err(|errno| Error::failed("open the directory", path, errno)),
         }
-        let mut made = 0;
+        let mut made = Vec::new();
         let (lower, directories, own) = (&self.lower, &mut self.directories, &mut self.own);
         let overlay = self.whiteouts == Whiteouts::Overlay;
         let fd = self.root.directory_or_make(path, |parent, path, found| {
-            made += 1;
+            made.push(path.to_vec());
             let failed = |errno: Errno| Error::failed("make the directory", path, errno);
             let name = split(path).1;
             match found {
@@ -317,8 +373,11 @@ impl<'a> Layer<'a> {
                 }
             }
         })?;
-        for _ in 0..made {
+        for made in made {
             self.count_inode()?;
+            if why == Why::Borrowed {
+                self.borrowed.insert(made);
+            }
         }
         Ok(Rc::new(fd))
     }
@@ -342,8 +401,36 @@ impl<'a> Layer<'a> {
         Ok(fd)
     }
 
+    /// Takes away what is only borrowed below `path`, and at it if `whole`. A directory that holds more by now stays.
+    fn give_back(&mut self, path: &[u8], whole: bool) -> Result<(), Error> {
+        let is_below = |other: &[u8]| match other.strip_prefix(path) {
+            Some(b"") => whole,
+            Some(rest) => path.is_empty() || rest[0] == b'/',
+            None => false,
+        };
+        let given: Vec<Vec<u8>> = self.borrowed.iter().filter(|other| is_below(other)).cloned().collect();
+        // Children stand behind their parents.
+        for path in given.into_iter().rev() {
+            let failed = |errno| Error::failed("give back", &path, errno);
+            let (parent, name) = split(&path);
+            let dir = self.root.directory(parent).map_err(failed)?;
+            let removed = match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+                Err(Errno::ISDIR | Errno::PERM) => rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR),
+                other => other,
+            };
+            match removed {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+            self.root.forget();
+            self.borrowed.remove(&path);
+        }
+        Ok(())
+    }
+
     fn clear(&mut self, place: &Place<'_>) -> Result<(), Error> {
         self.root.forget();
+        self.borrowed.remove(place.path);
         remove::tree(place.dir.as_fd(), place.name).map_err(place.failed("replace"))
     }
 

@@ -19,7 +19,7 @@ mod attributes;
 mod diff;
 mod layer;
 mod lower;
-mod remove;
+pub(crate) mod remove;
 mod root;
 mod whiteout;
 

@@ -13,7 +13,7 @@ use super::root::child;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
 /// Removes `name` from `dir`, with all that is in it. That it is not there is success.
-pub(super) fn tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+pub(crate) fn tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(Errno::NOENT) => return Ok(()),

@@ -2,6 +2,7 @@
 
 mod build;
 mod diff;
+mod differential;
 mod gnu;
 mod hostile;
 mod jail;

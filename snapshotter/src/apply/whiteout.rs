@@ -30,6 +30,8 @@ pub(super) struct Own {
     inodes: HashSet<u64>,
     /// New names of files that are of the layers below, each with the inode of its directory.
     names: HashSet<(u64, Vec<u8>)>,
+    /// Directories of the layers below that were looked at.
+    seen: HashSet<u64>,
 }
 
 impl Own {
@@ -42,6 +44,11 @@ impl Own {
         if !self.inodes.contains(&inode) {
             self.names.insert((dir, name.to_vec()));
         }
+    }
+
+    /// Whether a directory is of the layers below, and seen for the first time.
+    pub(super) fn is_first_look(&mut self, inode: u64) -> bool {
+        !self.inodes.contains(&inode) && self.seen.insert(inode)
     }
 
     fn holds(&self, dir: &Stat, name: &[u8], found: &Stat) -> bool {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::*;
 
 /// A tree with something of everything; returns its top.
-fn make(dir: &Path) -> PathBuf {
+pub(super) fn make(dir: &Path) -> PathBuf {
     let top = dir.join("tree");
     fs::create_dir_all(top.join("sub/empty")).unwrap();
     fs::write(top.join("plain"), "content").unwrap();
