@@ -1,10 +1,12 @@
 //! Garbage collection: what no image names and no pull relies on is deleted, blobs and layers alike.
 //!
-//! It marks from the rows of images and sweeps behind the gate of `claims.rs`. Layers that containers or other snapshots
-//! stand on are refused by the snapshotter and stay until a later collection.
+//! It marks from the rows of images and sweeps behind the gate of `claims.rs`, in steps that only change rows and names:
+//! pulls pass between two of them, and what takes long, freeing the space, is done when the gate is open again. Layers that
+//! containers or other snapshots stand on are refused by the snapshotter and stay until a later collection.
 
 use std::{
     collections::{BTreeSet, HashSet},
+    fs::File,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::SystemTime,
 };
@@ -21,20 +23,36 @@ use crate::{
     unpack::{self, EXTRACT_PREFIX, LAYER_LABEL},
 };
 
+/// How many layers and files go while the gate is shut.
+const STEP: usize = 64;
+
 impl Images {
     /// Frees what nothing refers to. What cannot be deleted is logged and tried again by the next collection.
     pub async fn collect(&self) -> Result<(), Error> {
-        let shared = Arc::clone(&self.shared);
-        let (gate, spared) = shared.claims.close().await;
-        let sweeping = self.shared.tasks.spawn_blocking(move || {
-            let _gate = gate;
-            shared.sweep(&spared)?;
-            shared.content.expire_ingests(&spared)
-        });
-        if sweeping.await.map_err(|source| Error::failed("collect images", source))?? {
-            self.expire_later();
+        let failed = |source| Error::failed("collect images", source);
+        loop {
+            let shared = Arc::clone(&self.shared);
+            let (gate, spared) = shared.claims.close().await;
+            let sweeping = self.shared.tasks.spawn_blocking(move || {
+                let step = shared.sweep(&spared)?;
+                let has_ingests = step.is_last && shared.content.expire_ingests(&spared)?;
+                drop(gate);
+                // The space of files goes with their last descriptor.
+                drop(step.files);
+                for snapshotter in shared.snapshotters.values() {
+                    snapshotter.empty_trash().map_err(|source| Error::failed("free the space of layers", source))?;
+                }
+                shared.measure()?;
+                Ok::<_, Error>((step.is_last, has_ingests))
+            });
+            let (is_last, has_ingests) = sweeping.await.map_err(failed)??;
+            if has_ingests {
+                self.expire_later();
+            }
+            if is_last {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// What is kept of blobs must go also if nothing else happens.
@@ -80,8 +98,16 @@ impl Images {
     }
 }
 
+/// What one look behind the gate came to.
+struct Step {
+    is_last: bool,
+    /// Blobs without a name, whose space is still taken.
+    files: Vec<File>,
+}
+
 impl Shared {
-    fn sweep(&self, spared: &HashSet<String>) -> Result<(), Error> {
+    fn sweep(&self, spared: &HashSet<String>) -> Result<Step, Error> {
+        let mut left = STEP;
         let (contents, blobs) =
             self.store.read_blocking(|conn| Ok::<_, Error>((rows::contents(conn)?, rows::namespaces(conn)?)))?;
         let mut namespaces: BTreeSet<Namespace> = blobs.into_iter().collect();
@@ -94,11 +120,11 @@ impl Shared {
             }
             self.sweep_rows(ns, digests, spared)?;
             for snapshotter in self.snapshotters.values() {
-                sweep_layers(snapshotter.as_ref(), ns, &layers, spared)?;
+                sweep_layers(snapshotter.as_ref(), ns, &layers, spared, &mut left)?;
             }
         }
-        self.sweep_files(spared)?;
-        self.measure()
+        let files = self.sweep_files(spared, &mut left)?;
+        Ok(Step { is_last: left > 0, files })
     }
 
     fn sweep_rows(&self, ns: &Namespace, used: BTreeSet<Digest>, spared: &HashSet<String>) -> Result<(), Error> {
@@ -114,14 +140,20 @@ impl Shared {
     }
 
     /// Files without a row, which a crash between the two leaves as well.
-    fn sweep_files(&self, spared: &HashSet<String>) -> Result<(), Error> {
+    fn sweep_files(&self, spared: &HashSet<String>, left: &mut usize) -> Result<Vec<File>, Error> {
+        let mut files = Vec::new();
         let known: BTreeSet<Digest> = self.store.read_blocking(rows::all_blobs)?.into_iter().collect();
         for digest in self.content.list()? {
+            if *left == 0 {
+                break;
+            }
             if !known.contains(&digest) && !spared.contains(&digest.to_string()) {
+                *left -= 1;
+                files.extend(self.content.open_blob(&digest));
                 self.content.remove(&digest)?;
             }
         }
-        Ok(())
+        Ok(files)
     }
 
     fn make_durable(&self) -> Result<(), Error> {
@@ -141,16 +173,12 @@ impl Shared {
     pub(crate) fn measure(&self) -> Result<(), Error> {
         let snapshotter = self.snapshotter(None)?;
         let failed = |source| Error::failed("measure snapshots", source);
-        let ns = Namespace::k8s();
-        let (mut used_bytes, mut inodes_used) = (0, 0);
-        for info in snapshotter.list(&ns).map_err(failed)?.iter().filter(|info| info.kind == Kind::Committed) {
-            let usage = snapshotter.usage(&ns, &info.key).map_err(failed)?;
-            used_bytes += usage.bytes;
-            inodes_used += usage.inodes;
-        }
+        let total = snapshotter.total(&Namespace::k8s()).map_err(failed)?;
+        let content_bytes = self.store.read_blocking(rows::content_bytes)?;
         let mut usage = self.usage.write().unwrap_or_else(PoisonError::into_inner);
-        usage.used_bytes = used_bytes;
-        usage.inodes_used = inodes_used;
+        usage.used_bytes = total.bytes;
+        usage.inodes_used = total.inodes;
+        usage.content_bytes = content_bytes;
         usage.timestamp = SystemTime::now();
         Ok(())
     }
@@ -162,6 +190,7 @@ fn sweep_layers(
     ns: &Namespace,
     used: &BTreeSet<String>,
     spared: &HashSet<String>,
+    left: &mut usize,
 ) -> Result<(), Error> {
     let snapshots = snapshotter.list(ns).map_err(|source| Error::failed("list snapshots", source))?;
     // What a pull that was cut off had extracted and not committed.
@@ -180,8 +209,12 @@ fn sweep_layers(
         let before = unused.len();
         let mut kept = Vec::new();
         for key in unused {
-            match snapshotter.remove(ns, &key) {
-                Ok(()) | Err(snapshotter::Error::NotFound { .. }) => {}
+            if *left == 0 {
+                return Ok(());
+            }
+            match snapshotter.discard(ns, &key) {
+                Ok(()) => *left -= 1,
+                Err(snapshotter::Error::NotFound { .. }) => {}
                 Err(snapshotter::Error::HasChildren { .. }) => kept.push(key),
                 Err(error) => {
                     tracing::warn!(layer = %key, error = &error as &dyn std::error::Error, "a layer is removed later");

@@ -110,6 +110,8 @@ pub struct FsUsage {
     pub mountpoint: PathBuf,
     pub used_bytes: u64,
     pub inodes_used: u64,
+    /// Bytes of the blobs that images were pulled as, which are beside the above.
+    pub content_bytes: u64,
     pub timestamp: SystemTime,
 }
 
@@ -182,6 +184,7 @@ impl Images {
                 mountpoint: config.filesystem.clone(),
                 used_bytes: 0,
                 inodes_used: 0,
+                content_bytes: 0,
                 timestamp: SystemTime::now(),
             };
             let shared = Shared {

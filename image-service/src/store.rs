@@ -113,6 +113,13 @@ pub(crate) fn all_blobs(conn: &Connection) -> Result<Vec<Digest>, Error> {
     digests.map(|digest| parse_digest(&digest?)).collect()
 }
 
+/// Bytes of all blobs; one that several namespaces have is on disk once.
+pub(crate) fn content_bytes(conn: &Connection) -> Result<u64, Error> {
+    let sql = "SELECT coalesce(sum(size), 0) FROM (SELECT DISTINCT digest, size FROM blobs)";
+    let bytes: i64 = conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+    Ok(bytes.unsigned_abs())
+}
+
 /// Namespaces that have blobs.
 pub(crate) fn namespaces(conn: &Connection) -> Result<Vec<Namespace>, Error> {
     let mut statement = conn.prepare_cached("SELECT DISTINCT namespace FROM blobs")?;

@@ -67,8 +67,28 @@ pub trait Snapshotter: Send + Sync {
 
     fn remove(&self, ns: &Namespace, key: &str) -> Result<(), Error>;
 
+    /// As `remove`, but quick: what the snapshot held goes with the next [`Snapshotter::empty_trash`].
+    fn discard(&self, ns: &Namespace, key: &str) -> Result<(), Error> {
+        self.remove(ns, key)
+    }
+
+    /// Frees the space of what was discarded, which may take long.
+    fn empty_trash(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// What the snapshot holds itself, without its parents where it shares them.
     fn usage(&self, ns: &Namespace, key: &str) -> Result<Usage, Error>;
+
+    /// What all committed snapshots of the namespace hold.
+    fn total(&self, ns: &Namespace) -> Result<Usage, Error> {
+        let mut total = Usage::default();
+        for info in self.list(ns)?.iter().filter(|info| info.kind == Kind::Committed) {
+            let usage = self.usage(ns, &info.key)?;
+            total = Usage { bytes: total.bytes + usage.bytes, inodes: total.inodes + usage.inodes };
+        }
+        Ok(total)
+    }
 
     /// Waits until committed snapshots have reached the disk and marks them so; they then outlive a power failure.
     /// Answers how many were marked. A snapshotter that keeps no files here has none.

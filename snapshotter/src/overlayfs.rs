@@ -175,6 +175,18 @@ impl Snapshotter for Overlayfs {
         self.snapshots.usage(ns, key)
     }
 
+    fn discard(&self, ns: &Namespace, key: &str) -> Result<(), Error> {
+        self.snapshots.discard(ns, key)
+    }
+
+    fn empty_trash(&self) -> Result<(), Error> {
+        self.snapshots.empty_trash()
+    }
+
+    fn total(&self, ns: &Namespace) -> Result<Usage, Error> {
+        self.snapshots.total(ns)
+    }
+
     fn mark_durable(&self) -> Result<usize, Error> {
         self.snapshots.mark_durable()
     }

@@ -186,6 +186,17 @@ pub(crate) fn remains(conn: &Connection, snapshotter: &str) -> Result<Vec<Remain
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
+/// What all layers of the namespace hold, from what was measured when they were committed.
+pub(crate) fn total(conn: &Connection, snapshotter: &str, namespace: &Namespace) -> Result<Usage, Error> {
+    let mut statement = conn.prepare_cached(
+        "SELECT coalesce(sum(bytes), 0), coalesce(sum(inodes), 0) FROM snapshot
+         WHERE snapshotter = ?1 AND namespace = ?2 AND kind = 'committed'",
+    )?;
+    let (bytes, inodes) = statement
+        .query_row(params![snapshotter, namespace], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+    Ok(Usage { bytes: bytes.unsigned_abs(), inodes: inodes.unsigned_abs() })
+}
+
 /// Layers that may still be only in memory.
 pub(crate) fn not_durable(conn: &Connection, snapshotter: &str) -> Result<Vec<i64>, Error> {
     let mut statement = conn.prepare_cached(

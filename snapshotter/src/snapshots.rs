@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use store::{Namespace, Store};
 
@@ -38,6 +39,8 @@ pub(crate) struct Snapshots {
     boot: String,
     /// Which directory below `<id>/` holds what the snapshot itself adds.
     content: &'static str,
+    /// Directories in the trash that are being deleted.
+    deleting: Mutex<HashSet<PathBuf>>,
 }
 
 impl Snapshots {
@@ -56,7 +59,7 @@ impl Snapshots {
                 .create(&dir)
                 .map_err(|source| Error::failed(format!("make {}", dir.display()), source))?;
         }
-        Ok(Snapshots { name, root, store, boot: store::boot_id()?, content })
+        Ok(Snapshots { name, root, store, boot: store::boot_id()?, content, deleting: Mutex::default() })
     }
 
     /// The directory of a snapshot.
@@ -128,8 +131,30 @@ impl Snapshots {
     pub(crate) fn remove(&self, ns: &Namespace, key: &str) -> Result<(), Error> {
         let key = self.key(ns, key);
         let id = self.store.write_blocking(move |conn| rows::delete(conn, &key))?;
-        self.discard(id);
+        self.throw_away(id);
         Ok(())
+    }
+
+    /// As `remove`, but leaves the directory in the trash.
+    pub(crate) fn discard(&self, ns: &Namespace, key: &str) -> Result<(), Error> {
+        let key = self.key(ns, key);
+        let id = self.store.write_blocking(move |conn| rows::delete(conn, &key))?;
+        self.trash(id);
+        Ok(())
+    }
+
+    /// Deletes what is in the trash, but for what somebody else is deleting.
+    pub(crate) fn empty_trash(&self) -> Result<(), Error> {
+        let folder = self.root.join("trash");
+        let failed = |source| Error::failed(format!("list {}", folder.display()), source);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            self.delete_alone(&entry.map_err(failed)?.path());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn total(&self, ns: &Namespace) -> Result<Usage, Error> {
+        self.store.read_blocking(|conn| rows::total(conn, self.name, ns))
     }
 
     pub(crate) fn usage(&self, ns: &Namespace, key: &str) -> Result<Usage, Error> {
@@ -221,18 +246,35 @@ impl Snapshots {
             tracing::warn!(snapshotter = self.name, id, error = &error as &dyn std::error::Error, "row not taken back");
             return;
         }
-        self.discard(id);
+        self.throw_away(id);
     }
 
     /// Removes the directory of a snapshot whose row is gone. The rename is quick and final; the deletion may take long,
     /// and what it leaves is found in the trash by the next sweep.
-    fn discard(&self, id: i64) {
+    fn throw_away(&self, id: i64) {
+        if let Some(trash) = self.trash(id) {
+            self.delete_alone(&trash);
+        }
+    }
+
+    fn delete_alone(&self, trash: &Path) {
+        // Guards the set only, for an insert and a remove.
+        let deleting = || self.deleting.lock().unwrap_or_else(PoisonError::into_inner);
+        if deleting().insert(trash.to_owned()) {
+            delete(trash);
+            deleting().remove(trash);
+        }
+    }
+
+    /// Where the directory is now.
+    fn trash(&self, id: i64) -> Option<PathBuf> {
         let (dir, trash) = (self.dir(id), self.root.join("trash").join(id.to_string()));
         match fs::rename(&dir, &trash) {
-            Ok(()) => delete(&trash),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Ok(()) => Some(trash),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => {
                 tracing::warn!(dir = %dir.display(), error = &error as &dyn std::error::Error, "snapshot not trashed");
+                None
             }
         }
     }
@@ -281,6 +323,23 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("snapshots")).unwrap().count(), 0);
         assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
         snapshots.create((&ns, "key"), None, Kind::Active, &Labels::new(), |_, _| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn what_is_discarded_is_gone_at_once_and_its_space_when_the_trash_is_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.db"), &[rows::SCHEMA]).unwrap();
+        let snapshots = Snapshots::open("test", dir.path(), store, "").unwrap();
+        let ns = Namespace::k8s();
+        let make = || snapshots.create((&ns, "key"), None, Kind::Active, &Labels::new(), |_, _| Ok(())).unwrap();
+        let count = |folder: &str| fs::read_dir(dir.path().join(folder)).unwrap().count();
+        fs::write(snapshots.dir(make().id).join("file"), "x").unwrap();
+        snapshots.discard(&ns, "key").unwrap();
+        assert!(matches!(snapshots.find(&ns, "key"), Err(Error::NotFound { .. })));
+        assert_eq!((count("snapshots"), count("trash")), (0, 1));
+        make();
+        snapshots.empty_trash().unwrap();
+        assert_eq!((count("snapshots"), count("trash")), (1, 0));
     }
 
     #[test]

@@ -175,6 +175,27 @@ impl Node {
         count.await.unwrap()
     }
 
+    /// The directories of committed snapshots, each with what it holds itself.
+    pub(crate) async fn layer_directories(&self) -> Vec<PathBuf> {
+        let ids = self.store.read(|conn| {
+            let mut statement = conn.prepare("SELECT id FROM snapshot WHERE kind = 'committed'")?;
+            let ids = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
+            Ok::<_, snapshotter::Error>(ids)
+        });
+        let root = self.directory.path().join("snapshots/snapshots");
+        ids.await.unwrap().into_iter().map(|id| root.join(id.to_string()).join("fs")).collect()
+    }
+
+    /// Paths of all blobs.
+    pub(crate) fn blob_files(&self) -> Vec<PathBuf> {
+        let root = self.content().join("blobs");
+        files_below(&root).iter().map(|name| root.join(name)).collect()
+    }
+
+    pub(crate) fn remove_container(&self) {
+        tokio::task::block_in_place(|| self.snapshotter.remove(&self.ns, "container")).unwrap();
+    }
+
     pub(crate) fn drop_top_layer(&self) {
         let top = self.snapshots().pop().unwrap();
         off_the_runtime(|| self.snapshotter.remove(&self.ns, &top)).unwrap();
