@@ -299,6 +299,7 @@ fn parse_entry(entry: &ParsedEntry<'_>, kind: Kind) -> Result<Entry, Error> {
         _ => Err(Error::refused(&entry.path, format!("its {what} {id} is out of range"))),
     };
     let pax = entry.pax.unwrap_or_default();
+    check_records(pax)?;
     check_numbers(&entry.path, pax)?;
     let header = Timespec { tv_sec: i64::try_from(entry.mtime).unwrap_or(-1), tv_nsec: 0 };
     let modified = bounded(pax_time(pax, "mtime").unwrap_or(header));
@@ -321,6 +322,22 @@ fn no_nul(name: &[u8]) -> Result<(), Error> {
         true => Err(Error::refused(name, "a name with a NUL byte")),
         false => Ok(()),
     }
+}
+
+/// Each record is `<length> <key>=<value>` and a newline, and they fill the header (POSIX pax, "Extended Header"). The
+/// parser stops at the first that is not, and would take what follows for nothing.
+fn check_records(mut pax: &[u8]) -> Result<(), Error> {
+    let wrong = || Error::Malformed { reason: "an extended header holds what is no record".into() };
+    while !pax.is_empty() {
+        let space = pax.iter().position(|byte| *byte == b' ').ok_or_else(wrong)?;
+        let len: usize = str::from_utf8(&pax[..space]).ok().and_then(|text| text.parse().ok()).ok_or_else(wrong)?;
+        let record = pax.get(space + 1..len).ok_or_else(wrong)?;
+        if !record.contains(&b'=') || record.last() != Some(&b'\n') {
+            return Err(wrong());
+        }
+        pax = &pax[len..];
+    }
+    Ok(())
 }
 
 /// The parser was told to pass over values that it cannot read. For these, that would change what the archive means.

@@ -4,6 +4,7 @@ mod build;
 mod diff;
 mod differential;
 mod gnu;
+mod headers;
 mod hostile;
 mod jail;
 mod made_up;
