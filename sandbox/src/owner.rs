@@ -238,17 +238,33 @@ impl Owner {
         }
     }
 
-    /// One commit, which no effect belongs to. What a running operation holds is a copy of the record, but its end writes
+    /// One commit, which no effect belongs to, but that plugins are asked before. What a running operation holds is a copy of the record, but its end writes
     /// this one.
     async fn update_resources(&mut self, update: Box<PodResources>, reply: Reply<()>) {
         if self.running.as_ref().is_some_and(|running| running.verb == PodVerb::Run) {
             // Nobody knows the id yet but from a list, and a start that fails forgets the pod.
             return self.deferred.push(Request::UpdateResources(update, reply));
         }
-        let before = self.pod.updated.replace(*update);
+        if !self.world.nri.has_plugins() {
+            return self.store_resources(*update, reply).await;
+        }
+        let (world, pod) = (Arc::clone(&self.world), self.pod.clone());
+        self.spawn(None, async move {
+            match world.nri.update_pod(&pod, &update).await {
+                Ok(()) => Ended::ResourcesAgreed(update, reply),
+                Err(error) => Ended::ResourcesRefused(error, reply),
+            }
+        });
+    }
+
+    async fn store_resources(&mut self, update: PodResources, reply: Reply<()>) {
+        let before = self.pod.updated.replace(update);
         let written = self.world.rows.put(Some(&self.pod), &[]).await;
         if written.is_err() {
             self.pod.updated = before;
+        } else if self.world.nri.has_plugins() {
+            let (world, pod) = (Arc::clone(&self.world), self.pod.clone());
+            self.streams.spawn(async move { world.nri.post_update_pod(&pod).await });
         }
         self.publish_pod();
         answer(reply, written);

@@ -114,6 +114,14 @@ impl PodRecord {
         self.spec.namespaces.ipc == NamespaceMode::Node
     }
 
+    /// Its overhead and resources as they were told last.
+    pub(crate) fn resources(&self) -> PodResources {
+        self.updated.clone().unwrap_or_else(|| PodResources {
+            overhead: self.spec.overhead.clone(),
+            resources: self.spec.resources.clone(),
+        })
+    }
+
     /// What clients see; `None` while the pod is being made.
     pub(crate) fn view(&self, netns: PathBuf) -> Option<PodView> {
         let (state, live) = match (self.phase, self.intent) {
@@ -132,10 +140,7 @@ impl PodRecord {
             pid: self.pid.filter(|_| live),
             netns: (!self.host_network()).then_some(netns),
             image: self.image.clone(),
-            resources: self.updated.clone().unwrap_or_else(|| PodResources {
-                overhead: self.spec.overhead.clone(),
-                resources: self.spec.resources.clone(),
-            }),
+            resources: self.resources(),
             cni_result: self.network.result.clone(),
             oci_spec: self.oci_spec.clone(),
         })

@@ -1,125 +1,26 @@
-//! What plugins can rely on, and what pods can rely on when a plugin cannot be.
+//! What plugins are told, and what pods can rely on when a plugin cannot be.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[expect(dead_code, reason = "faults and the end of a process are for the crash tests")]
 mod fake;
+#[expect(dead_code, reason = "each file of tests needs a part of it")]
 mod plugin;
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
-use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
-use plugin::{Plugin, Script, Seen};
-use prost::Message;
-use shim::ttrpc::{Code, Status};
-use tokio::{net::UnixListener, sync::watch};
-use windlass_sandbox::{
-    Error, Pods,
-    model::{ContainerState, Id, Resources},
-    nri::{
-        self, ValidatorConfig,
-        proto::{
-            ContainerAdjustment, ContainerEvent, ContainerUpdate, CreateContainerResponse, Event, KeyValue,
-            LinuxContainerAdjustment, LinuxContainerUpdate, LinuxCpu, LinuxMemory, LinuxResources, OptionalInt,
-            OptionalUInt64, PodSandbox, SynchronizeResponse, UpdateContainerResponse,
-            ValidateContainerAdjustmentResponse,
-        },
-    },
+use fake::{container_spec, image, pod_spec};
+use plugin::{
+    Plugin, Script, Seen,
+    node::{failing, holding, node, node_with, seen, set_env},
 };
-
-struct Node {
-    machine: Arc<Machine>,
-    pods: Pods,
-    socket: PathBuf,
-}
-
-async fn node() -> Node {
-    node_with(nri::Config { request_timeout: Duration::from_secs(10), ..nri::Config::default() }, |_| {}).await
-}
-
-/// `prepare` gets the directory of installed plugins.
-async fn node_with(config: nri::Config, prepare: impl FnOnce(&PathBuf)) -> Node {
-    let machine = Machine::new();
-    let dir = machine.dir.path().to_owned();
-    let (socket, plugins) = (dir.join("nri.sock"), dir.join("plugins"));
-    fs::create_dir(&plugins).unwrap();
-    prepare(&plugins);
-    let process = Process::new(&machine, Fault::default());
-    let nri = nri::Config { plugin_path: plugins, plugin_config_path: dir.join("conf.d"), ..config };
-    let pods = process.open_with(windlass_sandbox::Config { nri: Some(nri), ..fake::config(&dir) }).await;
-    pods.start_plugins(Some(UnixListener::bind(&socket).unwrap())).await;
-    Node { machine, pods, socket }
-}
-
-impl Node {
-    async fn plugin(&self, index: &str, name: &str, script: Script) -> Plugin {
-        Plugin::connect(&self.socket, index, name, script).await
-    }
-
-    async fn run(&self, name: &str) -> Id {
-        self.pods.run(pod_spec(name), image()).await.unwrap()
-    }
-
-    async fn create(&self, pod: &Id, name: &str) -> Result<Id, Error> {
-        self.pods.create_container(pod.as_str(), container_spec(name), image()).await
-    }
-}
-
-/// Waits for a condition, not for a time.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let reached = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), reached).await.unwrap_or_else(|_| panic!("never: {what}"));
-}
-
-fn seen(method: &str, pod: &Id, container: Option<&Id>) -> Seen {
-    let container = container.map(Id::to_string).unwrap_or_default();
-    Seen { method: method.into(), pod: pod.to_string(), container }
-}
-
-fn set_env(key: &str, value: &str) -> CreateContainerResponse {
-    let env = vec![KeyValue { key: key.into(), value: value.into() }];
-    CreateContainerResponse { adjust: Some(ContainerAdjustment { env, ..Default::default() }), ..Default::default() }
-}
-
-fn memory(limit: i64) -> LinuxResources {
-    let limit = Some(OptionalInt { value: limit });
-    LinuxResources { memory: Some(LinuxMemory { limit, ..LinuxMemory::default() }), ..LinuxResources::default() }
-}
-
-fn update(container: &Id, limits: LinuxResources) -> ContainerUpdate {
-    let linux = Some(LinuxContainerUpdate { resources: Some(limits) });
-    ContainerUpdate { container_id: container.to_string(), linux, ignore_failure: false }
-}
-
-/// Fails every call of `method` while `failing`.
-fn failing(method: &'static str, failing: &watch::Sender<bool>) -> Script {
-    let failing = failing.subscribe();
-    Script::answering(move |call| {
-        (call.method == method && *failing.borrow()).then(|| Err(Status::unknown("not today")))
-    })
-}
-
-/// Holds every call of `method` whose pod has this name until it is let go.
-fn holding(method: &'static str, pod: &'static str, held: &watch::Sender<bool>) -> Script {
-    let held = held.subscribe();
-    Script::waiting(move |call| {
-        let mut held = held.clone();
-        Box::pin(async move {
-            let name = match call.method.as_str() {
-                "Synchronize" => pod.to_owned(),
-                _ => call.decode::<ContainerEvent>().unwrap().pod.unwrap_or_default().name,
-            };
-            if call.method == method && name == pod {
-                held.wait_for(|held| !held).await.unwrap();
-            }
-            None
-        })
-    })
-}
+use shim::ttrpc::{Code, Status};
+use tokio::sync::watch;
+use windlass_sandbox::{
+    Error,
+    model::{ContainerState, Id},
+    nri::{self, proto::Event},
+};
 
 #[tokio::test]
 async fn a_pod_and_its_container_are_told_in_order_and_once() {
@@ -192,42 +93,6 @@ async fn a_container_that_ends_by_itself_is_told_without_anybody_asking() {
     assert!(matches!(state, ContainerState::Exited { .. }), "it was published before: {state:?}");
     node.pods.remove(pod.as_str()).await.unwrap();
     assert_eq!(plugin.methods().iter().filter(|method| *method == "StopContainer").count(), 1);
-}
-
-#[tokio::test]
-async fn adjustments_reach_the_spec_of_the_record_and_of_the_bundle() {
-    let node = node().await;
-    let mut answer = set_env("BY", "plugin");
-    answer.adjust.as_mut().unwrap().linux =
-        Some(LinuxContainerAdjustment { resources: Some(memory(1 << 20)), ..Default::default() });
-    let _plugin = node.plugin("10", "a", Script::creating(answer)).await;
-    let pod = node.run("web").await;
-    let app = node.create(&pod, "app").await.unwrap();
-    let view = node.pods.container(app.as_str()).unwrap();
-    let env = view.oci_spec["process"]["env"].as_array().unwrap();
-    assert_eq!(env.last().unwrap(), "BY=plugin");
-    assert_eq!(view.spec.resources.memory_limit, 1 << 20, "Status tells the limit that holds");
-    let bundle = node.machine.dir.path().join("state/io.containerd.runtime.v2.task/k8s.io").join(app.as_str());
-    let written: serde_json::Value = serde_json::from_slice(&fs::read(bundle.join("config.json")).unwrap()).unwrap();
-    assert_eq!(written, view.oci_spec);
-    assert_eq!(node.create(&pod, "app").await.unwrap(), app, "a retry is known as one all the same");
-}
-
-#[tokio::test]
-async fn two_plugins_that_set_the_same_fail_the_creation_and_nothing_of_it_is_left() {
-    let node = node().await;
-    let second = node.plugin("20", "b", Script::creating(set_env("X", "b"))).await;
-    let first = node.plugin("10", "a", Script::creating(set_env("X", "a"))).await;
-    let pod = node.run("web").await;
-    let error = node.create(&pod, "app").await.unwrap_err();
-    assert!(error.chain().contains("\"10-a\" and \"20-b\" both tried to set env \"X\""), "{}", error.chain());
-    for plugin in [&first, &second] {
-        let told = plugin.methods();
-        assert_eq!(told[1..], ["CreateContainer", "StopContainer", "RemoveContainer"], "{told:?}");
-    }
-    assert!(node.pods.containers().is_empty());
-    node.pods.remove(pod.as_str()).await.unwrap();
-    node.machine.assert_clean("after the remove");
 }
 
 #[tokio::test]
@@ -385,53 +250,6 @@ async fn a_pod_that_stops_is_seen_and_its_containers_have_ended_while_plugins_ar
 }
 
 #[tokio::test]
-async fn plugins_update_other_containers_in_answers_and_on_their_own() {
-    let node = node().await;
-    let pod = node.run("web").await;
-    let app = node.create(&pod, "app").await.unwrap();
-    node.pods.start_container(app.as_str()).await.unwrap();
-    let limit = || node.machine.state.lock().unwrap().tasks[&app].memory_limit;
-    let answer = CreateContainerResponse { update: vec![update(&app, memory(4096))], ..Default::default() };
-    let plugin = node.plugin("10", "a", Script::creating(answer)).await;
-    node.create(&pod, "other").await.unwrap();
-    assert_eq!(limit(), Some(4096));
-    let shares = LinuxCpu { shares: Some(OptionalUInt64 { value: 7 }), ..LinuxCpu::default() };
-    let shares = LinuxResources { cpu: Some(shares), ..LinuxResources::default() };
-    assert_eq!(plugin.update(vec![update(&app, shares.clone())]).await.unwrap(), []);
-    let resources = node.pods.container(app.as_str()).unwrap().spec.resources.clone();
-    assert_eq!((resources.memory_limit, resources.cpu_shares), (4096, 7));
-    let unknown = update(&Id::random().unwrap(), shares);
-    assert_eq!(plugin.update(vec![unknown.clone()]).await.unwrap(), [unknown]);
-    let methods = plugin.methods();
-    assert!(!methods.contains(&"UpdateContainer".to_owned()), "a plugin's own update asks nobody: {methods:?}");
-}
-
-#[tokio::test]
-async fn an_update_of_the_client_is_what_plugins_make_of_it() {
-    let node = node().await;
-    let pod = node.run("web").await;
-    let app = node.create(&pod, "app").await.unwrap();
-    node.pods.start_container(app.as_str()).await.unwrap();
-    let id = app.clone();
-    let plugin = node
-        .plugin(
-            "10",
-            "a",
-            Script::answering(move |call| {
-                let answer = UpdateContainerResponse { update: vec![update(&id, memory(8192))], ..Default::default() };
-                (call.method == "UpdateContainer").then(|| Ok(answer.encode_to_vec()))
-            }),
-        )
-        .await;
-    let wanted = Resources { memory_limit: 4096, cpu_shares: 9, ..Resources::default() };
-    node.pods.update_container(app.as_str(), wanted).await.unwrap();
-    assert_eq!(node.machine.state.lock().unwrap().tasks[&app].memory_limit, Some(8192));
-    let resources = node.pods.container(app.as_str()).unwrap().spec.resources.clone();
-    assert_eq!((resources.memory_limit, resources.cpu_shares), (8192, 9));
-    assert_eq!(plugin.methods(), ["UpdateContainer", "PostUpdateContainer"]);
-}
-
-#[tokio::test]
 async fn a_plugin_from_before_version_0_10_hears_of_events_by_state_change() {
     let node = node().await;
     let calls = ["Configure", "Synchronize", "CreateContainer", "UpdateContainer", "StopContainer", "StateChange"];
@@ -467,66 +285,6 @@ async fn a_registration_that_is_wrong_is_refused_by_name() {
     plugin.closed().await;
     node.run("web").await;
     assert_eq!(plugin.methods(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn validators_are_asked_last_and_can_reject() {
-    let node = node_with(
-        nri::Config {
-            validator: ValidatorConfig { enable: true, required_plugins: vec!["b".into()], ..Default::default() },
-            ..nri::Config::default()
-        },
-        |_| {},
-    )
-    .await;
-    let pod = node.run("web").await;
-    let error = node.create(&pod, "app").await.unwrap_err();
-    assert!(error.chain().ends_with("required plugins are not there: b"), "{}", error.chain());
-    let _first = node.plugin("10", "b", Script::creating(set_env("X", "b"))).await;
-    let verdict = ValidateContainerAdjustmentResponse { reject: true, reason: "no X here".into() };
-    let mut script = Script::answering(move |call| {
-        (call.method == "ValidateContainerAdjustment").then(|| Ok(verdict.encode_to_vec()))
-    });
-    script.events = Event::ValidateContainerAdjustment.bit().cast_signed();
-    let validator = node.plugin("00", "v", script).await;
-    let error = node.create(&pod, "app").await.unwrap_err();
-    assert!(
-        error.chain().ends_with("NRI plugin 00-v rejects the adjustment of the container: no X here"),
-        "{}",
-        error.chain()
-    );
-    drop(validator);
-}
-
-#[tokio::test]
-async fn what_there_is_is_told_in_pieces_and_what_plugins_ask_then_is_done() {
-    let node = node().await;
-    let mut ids = Vec::new();
-    for name in ["a", "b", "c"] {
-        let mut spec = pod_spec(name);
-        spec.annotations.insert("large".into(), "x".repeat(2 << 20));
-        ids.push(node.pods.run(spec, image()).await.unwrap().to_string());
-    }
-    let pod: PodSandbox = PodSandbox { id: ids[0].clone(), ..PodSandbox::default() };
-    let app = node.create(&Id::parse(&pod.id).unwrap(), "app").await.unwrap();
-    let target = app.clone();
-    let plugin = node
-        .plugin(
-            "10",
-            "a",
-            Script::answering(move |call| {
-                let last =
-                    call.method == "Synchronize" && !call.decode::<nri::proto::SynchronizeRequest>().unwrap().more;
-                let answer = SynchronizeResponse { update: vec![update(&target, memory(4096))], more: false };
-                last.then(|| Ok(answer.encode_to_vec()))
-            }),
-        )
-        .await;
-    let (mut pods, containers) = plugin.synchronised();
-    pods.sort();
-    ids.sort();
-    assert_eq!((pods, containers), (ids, vec![app.to_string()]));
-    until("the limit is set", || node.pods.container(app.as_str()).unwrap().spec.resources.memory_limit == 4096).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,10 @@
 
 use std::path::PathBuf;
 
-use crate::{error::Error, model::ContainerSpec};
+use crate::{
+    error::Error,
+    model::{ContainerSpec, StringMap},
+};
 
 mod document;
 pub mod edits;
@@ -24,8 +27,16 @@ pub use edits::{Edits, apply};
 
 /// Looks up all that the container asks for of CDI; `dirs` is `None` where the configuration has CDI disabled. Blocks.
 pub(crate) fn resolve(container: &ContainerSpec, dirs: Option<&[PathBuf]>) -> Result<Vec<Edits>, Error> {
-    let names = name::requested(&container.cdi_devices, &container.annotations)?;
-    match (&names[..], dirs) {
+    find(&name::requested(&container.cdi_devices, &container.annotations)?, dirs)
+}
+
+/// The same of devices that a plugin asks for by their names.
+pub(crate) fn resolve_named(devices: &[String], dirs: Option<&[PathBuf]>) -> Result<Vec<Edits>, Error> {
+    find(&name::requested(devices, &StringMap::new())?, dirs)
+}
+
+fn find(names: &[name::Name], dirs: Option<&[PathBuf]>) -> Result<Vec<Edits>, Error> {
+    match (names, dirs) {
         ([], _) => Ok(Vec::new()),
         ([first, ..], None) => {
             Err(Error::Precondition(format!("CDI device {first}: CDI is disabled on this node (enable_cdi = false)")))

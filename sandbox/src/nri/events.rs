@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     Error,
-    model::{Id, Resources},
+    model::{Id, PodResources, Resources},
     record::{ContainerRecord, PodRecord},
     world::Operation,
 };
@@ -21,9 +21,10 @@ use super::{
     objects,
     plugin::Plugin,
     proto::{
-        Container, ContainerEvent, ContainerUpdate, CreateContainerResponse, Event, LinuxResources, PluginInstance,
-        PodSandbox, StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse,
-        ValidateContainerAdjustmentRequest, ValidateContainerAdjustmentResponse,
+        Container, ContainerAdjustment, ContainerEvent, ContainerUpdate, CreateContainerResponse, Empty, Event,
+        LinuxResources, PluginInstance, PodSandbox, StopContainerResponse, UpdateContainerRequest,
+        UpdateContainerResponse, UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest,
+        ValidateContainerAdjustmentResponse,
     },
     spec::{self, HostLimits},
     validator,
@@ -67,8 +68,7 @@ impl Nri {
         pod: &PodRecord,
         container: &ContainerRecord,
         spec: &Value,
-        host: HostLimits,
-    ) -> Result<Option<Adjusted>, Error> {
+    ) -> Result<Option<Adjustment>, Error> {
         let Some((hub, admission)) = self.admit(operation) else { return Ok(None) };
         let validates = hub.config.validator.enable;
         if admission.plugins.is_empty() && !validates {
@@ -76,10 +76,7 @@ impl Nri {
         }
         let (pod, container) = (objects::of_pod(pod), objects::of_new_container(container, spec));
         let creation = Box::pin(hub.ask_creation(admission, pod, container)).await?;
-        match creation.adjusts() {
-            true => Adjusted::new(&creation, spec, host).map(Some),
-            false => Ok(None),
-        }
+        Ok(creation.adjusts().then_some(Adjustment(creation.adjust)))
     }
 
     /// Takes [`Nri::create_container`] back.
@@ -129,6 +126,34 @@ impl Nri {
 
     pub(crate) async fn post_update(&self, operation: &Operation, pod: &PodRecord, container: &ContainerRecord) {
         self.post(operation, Event::PostUpdateContainer, pod, container).await;
+    }
+
+    /// Asks about what the kubelet has told of a pod's resources; the pod is shown as it was before.
+    pub(crate) async fn update_pod(&self, pod: &PodRecord, wanted: &PodResources) -> Result<(), Error> {
+        let Some(hub) = &self.0 else { return Ok(()) };
+        let admission = hub.registry.admit();
+        if !admission.plugins.iter().any(|plugin| plugin.wants(Event::UpdatePodSandbox)) {
+            return Ok(());
+        }
+        let request = UpdatePodSandboxRequest {
+            pod: Some(objects::of_pod(pod)),
+            overhead: wanted.overhead.as_ref().map(limits::of_request),
+            resources: wanted.resources.as_ref().map(limits::of_request),
+        };
+        for plugin in &admission.plugins {
+            let asked = plugin.ask::<Empty>(Event::UpdatePodSandbox, &request);
+            Box::pin(asked).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn post_update_pod(&self, pod: &PodRecord) {
+        let Some(hub) = &self.0 else { return };
+        let admission = hub.registry.admit();
+        let told = tell(&admission, Event::PostUpdatePodSandbox, || objects::of_pod(pod), None::<fn() -> Container>);
+        if let Err(error) = told.await {
+            tracing::warn!(pod = %pod.id, error = error.chain(), "an NRI plugin does not like what has happened");
+        }
     }
 
     /// Tells that a container has ended, once. What is needed for it is taken when this is called, not when it is awaited.
@@ -342,22 +367,24 @@ impl Hub {
     }
 }
 
-/// A container's spec as plugins want it.
-pub(crate) struct Adjusted {
-    pub(crate) spec: Value,
-    /// The limits that they have set, if any.
-    pub(crate) limits: Option<LinuxResources>,
-}
+/// What plugins want of a container that is being created.
+pub(crate) struct Adjustment(ContainerAdjustment);
 
-impl Adjusted {
-    fn new(creation: &Creation, before: &Value, host: HostLimits) -> Result<Adjusted, Error> {
-        if let Some(device) = creation.adjust.cdi_devices.first() {
-            return Err(Error::Unsupported(format!("NRI: CDI device {:?}: not supported", device.name)));
-        }
-        let mut spec = before.clone();
-        spec::apply(&creation.adjust, &mut spec, host)?;
-        let limits = creation.adjust.linux.as_ref().and_then(|linux| linux.resources.clone());
-        Ok(Adjusted { spec, limits })
+impl Adjustment {
+    /// CDI devices, by name. They go into the spec before the rest is applied.
+    pub(crate) fn cdi_devices(&self) -> Vec<String> {
+        self.0.cdi_devices.iter().map(|device| device.name.clone()).collect()
+    }
+
+    /// All but CDI devices.
+    pub(crate) fn apply(&self, spec: &mut Value, host: HostLimits) -> Result<(), Error> {
+        spec::apply(&self.0, spec, host)
+    }
+
+    /// The limits that they have set, as far as CRI can tell them.
+    pub(crate) fn limits(&self) -> Result<Option<Resources>, Error> {
+        let limits = self.0.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        limits.map(limits::to_request).transpose()
     }
 }
 

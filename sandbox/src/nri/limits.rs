@@ -142,7 +142,7 @@ pub(super) fn of_request(request: &Resources) -> LinuxResources {
 }
 
 /// The part of a plugin's limits that CRI can tell.
-pub(crate) fn to_request(limits: &LinuxResources) -> Result<Resources, Error> {
+pub(super) fn to_request(limits: &LinuxResources) -> Result<Resources, Error> {
     let memory = limits.memory.unwrap_or_default();
     let cpu = limits.cpu.clone().unwrap_or_default();
     let signed = |value: Option<OptionalInt>| value.unwrap_or_default().value;

@@ -33,7 +33,8 @@ mod updates;
 mod validator;
 
 pub use config::{Config, ValidatorConfig};
-pub(crate) use limits::{apply as apply_limits, to_request};
+pub(crate) use events::Adjustment;
+pub(crate) use limits::apply as apply_limits;
 pub(crate) use registry::Admission;
 pub(crate) use spec::HostLimits;
 pub(crate) use updates::LimitChange;

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::model::{
-    ContainerSpec, ContainerState, ContainerView, Id, Image, PodSpec, PodView, SecurityProfile, StringMap,
+    ContainerSpec, ContainerState, ContainerView, Id, Image, PodResources, PodSpec, PodView, SecurityProfile, StringMap,
 };
 use crate::record::{ContainerRecord, PodRecord};
 
@@ -16,15 +16,22 @@ use super::{
 
 /// A pod as its owner knows it.
 pub(super) fn of_pod(pod: &PodRecord) -> proto::PodSandbox {
-    sandbox(&pod.id, &pod.spec, pod.pid, &pod.network.ips, &pod.oci_spec)
+    sandbox(&pod.id, &pod.spec, &pod.resources(), pod.pid, &pod.network.ips, &pod.oci_spec)
 }
 
 /// A pod as clients see it.
 pub(super) fn of_pod_view(pod: &PodView) -> proto::PodSandbox {
-    sandbox(&pod.id, &pod.spec, pod.pid, &pod.ips, &pod.oci_spec)
+    sandbox(&pod.id, &pod.spec, &pod.resources, pod.pid, &pod.ips, &pod.oci_spec)
 }
 
-fn sandbox(id: &Id, spec: &PodSpec, pid: Option<i32>, ips: &[String], oci: &Value) -> proto::PodSandbox {
+fn sandbox(
+    id: &Id,
+    spec: &PodSpec,
+    resources: &PodResources,
+    pid: Option<i32>,
+    ips: &[String],
+    oci: &Value,
+) -> proto::PodSandbox {
     let mut annotations = spec.annotations.clone();
     annotations.extend(strings_by_name(&oci["annotations"]));
     proto::PodSandbox {
@@ -36,8 +43,8 @@ fn sandbox(id: &Id, spec: &PodSpec, pid: Option<i32>, ips: &[String], oci: &Valu
         annotations,
         runtime_handler: spec.handler.clone(),
         linux: Some(proto::LinuxPodSandbox {
-            pod_overhead: spec.overhead.as_ref().map(limits::of_request),
-            pod_resources: spec.resources.as_ref().map(limits::of_request),
+            pod_overhead: resources.overhead.as_ref().map(limits::of_request),
+            pod_resources: resources.resources.as_ref().map(limits::of_request),
             cgroup_parent: spec.cgroup_parent.clone(),
             cgroups_path: text(&oci["linux"]["cgroupsPath"]),
             namespaces: namespaces(oci),

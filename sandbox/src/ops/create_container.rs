@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     Error, apparmor, bundle, cdi, image_volumes,
     model::{ContainerState, ContainerUser, Id, Resources},
-    nri::{self, HostLimits},
+    nri::{Adjustment, HostLimits},
     oci::{self, ContainerInput, devices, mounts, seccomp},
     ops::{Undone, update_container::merge},
     record::{ContainerRecord, PodRecord},
@@ -37,7 +37,7 @@ pub(crate) async fn run(
     let made = async {
         let (on, of, record) = (Arc::clone(&world), pod.clone(), container.clone());
         let created = operation.blocking(move || make(&on, &of, &record, target_pid)).await?;
-        adjust(&world, &pod, &container, created, &operation).await
+        Box::pin(adjust(&world, &pod, &container, created, &operation)).await
     };
     match operation.until_interrupted(made).await {
         Ok(created) => {
@@ -68,17 +68,35 @@ async fn adjust(
     created: Created,
     operation: &Operation,
 ) -> Result<Created, Error> {
+    let adjustment = world.nri.create_container(operation, pod, container, &created.oci_spec).await?;
+    let Some(adjustment) = adjustment else { return Ok(created) };
+    let limits = adjustment.limits()?.map(|limits| merge(&container.spec.resources, &limits));
+    let (on, id) = (Arc::clone(world), container.id.clone());
+    let applied = operation.blocking(move || {
+        let oci_spec = apply(&on, &id, &adjustment, created.oci_spec)?;
+        Ok(Created { oci_spec, limits, ..created })
+    });
+    applied.await
+}
+
+/// Puts what plugins want into the spec and into the bundle. Blocks.
+fn apply(
+    world: &World,
+    id: &Id,
+    adjustment: &Adjustment,
+    mut spec: serde_json::Value,
+) -> Result<serde_json::Value, Error> {
+    let failed = |error| Error::failed(format!("change the OCI spec of {id}"), error);
+    let cdi_devices = cdi::resolve_named(&adjustment.cdi_devices(), world.config.cdi_spec_dirs.as_deref())?;
+    if !cdi_devices.is_empty() {
+        let mut typed = serde_json::from_value(spec).map_err(failed)?;
+        cdi::apply(&mut typed, &cdi_devices);
+        spec = serde_json::to_value(typed).map_err(failed)?;
+    }
     let host = HostLimits { swap: world.host.swap, lowest_oom_score_adj: world.host.lowest_oom_score_adj };
-    let adjusted = world.nri.create_container(operation, pod, container, &created.oci_spec, host).await?;
-    let Some(adjusted) = adjusted else { return Ok(created) };
-    let limits = adjusted.limits.as_ref().map(nri::to_request).transpose()?;
-    let (on, id, spec) = (Arc::clone(world), container.id.clone(), adjusted.spec.clone());
-    operation.blocking(move || bundle::rewrite_config(&on, &id, &spec)).await?;
-    Ok(Created {
-        oci_spec: adjusted.spec,
-        limits: limits.map(|limits| merge(&container.spec.resources, &limits)),
-        ..created
-    })
+    adjustment.apply(&mut spec, host)?;
+    bundle::rewrite_config(world, id, &spec)?;
+    Ok(spec)
 }
 
 /// Blocks.

@@ -2,17 +2,18 @@
 
 use std::time::SystemTime;
 
-use super::{Owner, Running};
+use super::{Owner, Running, answer};
 use crate::{
     Error,
     launcher::{TaskExit, TaskState},
     machine::{ContainerPhase, PodPhase, PodVerb},
-    model::{ContainerState, Exit, Id, PodNetwork},
+    model::{ContainerState, Exit, Id, PodNetwork, PodResources},
     ops::{
         Undone, create_container::Created, remove_pod::Removed, rescue_pod::Rescued, start_pod::Started,
         update_container::Updated,
     },
     record::{ContainerRecord, start_error, unknown_exit},
+    request::Reply,
     teardown::Torn,
 };
 
@@ -27,6 +28,9 @@ pub(super) enum Ended {
     Stopped(Id, Result<(), Error>),
     Removed(Id, Torn),
     Updated(Id, Result<Updated, Error>),
+    /// Plugins agree to what the pod is to have.
+    ResourcesAgreed(Box<PodResources>, Reply<()>),
+    ResourcesRefused(Error, Reply<()>),
     Panicked(Option<Id>),
 }
 
@@ -44,6 +48,8 @@ impl Owner {
             Ended::Stopped(id, stopped) => self.stopped(id, stopped).await,
             Ended::Removed(id, torn) => self.removed(id, torn).await,
             Ended::Updated(id, updated) => self.updated(id, updated).await,
+            Ended::ResourcesAgreed(update, reply) => self.store_resources(*update, reply).await,
+            Ended::ResourcesRefused(error, reply) => answer(reply, Err(error)),
             Ended::Panicked(None) => {
                 self.pod.phase = PodPhase::NotReady;
                 self.answer_pod(Err(Error::plain("the operation panicked; see the daemon's log"))).await;

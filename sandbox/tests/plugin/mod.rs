@@ -1,5 +1,7 @@
 //! An NRI plugin in the test's own process: it connects over a socket, notes every call, and answers as the test says.
 
+pub(crate) mod node;
+
 use std::{
     path::Path,
     sync::{Arc, Mutex},
