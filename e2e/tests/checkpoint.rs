@@ -50,11 +50,18 @@ struct World {
 impl World {
     /// A container that has written a file, taken another of its image away, and goes on counting into its log.
     async fn start() -> World {
+        World::start_with(RUNTIME).await
+    }
+
+    /// The same on this OCI runtime, a script; without one, on runc.
+    async fn start_with(script: &str) -> World {
         let mut node = TestNode::prepare().await;
         let runtime = node.path("runtime");
-        fs::write(&runtime, RUNTIME).unwrap();
-        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
-        node.settings.runc = runtime.display().to_string();
+        if !script.is_empty() {
+            fs::write(&runtime, script).unwrap();
+            fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+            node.settings.runc = runtime.display().to_string();
+        }
         node.boot().await;
         let client = node.client();
         client.pull(BUSYBOX).await.unwrap();
@@ -185,5 +192,24 @@ async fn privileged_a_container_goes_on_after_the_daemon_was_killed_in_the_middl
     assert!(!location.exists());
     fs::remove_file(&hang).unwrap();
     world.client().checkpoint(&app, &location).await.unwrap();
+    world.finish().await;
+}
+
+/// With the real runc and CRIU, where the kernel is one that this CRIU knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_criu_dumps_a_container_that_goes_on() {
+    let check = std::process::Command::new("criu").arg("check").output();
+    if !check.is_ok_and(|output| output.status.success()) {
+        eprintln!("left out: criu check fails on this kernel, or CRIU is not installed");
+        return;
+    }
+    let world = Box::pin(World::start_with("")).await;
+    let location = world.node.path("app.tar");
+    world.client().checkpoint(&world.app, &location).await.unwrap();
+    let names = command::run("tar", &["-tf", location.to_str().unwrap()]);
+    for expected in ["checkpoint/inventory.img", "checkpoint/pstree.img", "checkpoint/pages-1.img", "stats-dump"] {
+        assert!(names.lines().any(|name| name == expected), "no {expected}:\n{names}");
+    }
+    world.logs_on(world.lines()).await;
     world.finish().await;
 }
