@@ -7,6 +7,7 @@ mod log;
 mod offline;
 mod serve;
 mod streaming;
+mod sys;
 mod wiring;
 
 use std::{
@@ -104,6 +105,7 @@ fn check(path: &Path) -> Result<(), String> {
 }
 
 fn serve(mut arguments: Arguments) -> Result<(), String> {
+    sys::keep_inherited_descriptors().map_err(|error| format!("mark inherited descriptors: {error}"))?;
     let config = configure(&mut arguments)?;
     runtime()?.block_on(app::run(config)).map_err(|error| cri::chain(&error))
 }

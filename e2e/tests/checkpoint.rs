@@ -50,7 +50,7 @@ struct World {
 impl World {
     /// A container that has written a file, taken another of its image away, and goes on counting into its log.
     async fn start() -> World {
-        World::start_with(RUNTIME).await
+        Box::pin(World::start_with(RUNTIME)).await
     }
 
     /// The same on this OCI runtime, a script; without one, on runc.

@@ -79,3 +79,32 @@ async fn privileged_a_bad_certificate_for_streams_is_told_by_check_and_refused_a
     node.boot().await;
     node.finish().await;
 }
+
+/// A shim lives longer than the daemon, and a lock or a pipe that it held would not be let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_shims_get_nothing_of_what_the_daemon_was_started_with() {
+    let mut node = TestNode::prepare().await;
+    let path = node.path("lock");
+    let held = fs::File::create(&path).unwrap();
+    rustix::io::fcntl_setfd(&held, rustix::io::FdFlags::empty()).unwrap();
+    node.boot().await;
+    drop(held);
+    let client = node.client();
+    let pod = client.run_pod(&node.pod("heir")).await.unwrap();
+    let (mut daemons, mut others) = (0, 0);
+    for (pid, command) in node.leakcheck.processes() {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        let holds = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).any(|target| target == path);
+        if command.contains("--config") {
+            daemons += usize::from(holds);
+        } else {
+            assert!(!holds, "{command} holds what the daemon was started with");
+            others += 1;
+        }
+    }
+    assert_eq!(daemons, 1, "the daemon was started with nothing");
+    assert!(others > 0, "the pod has no shim");
+    client.stop_pod(&pod).await.unwrap();
+    client.remove_pod(&pod).await.unwrap();
+    node.finish().await;
+}
