@@ -97,6 +97,7 @@ pub(crate) fn sandbox(config: &Config) -> sandbox::Config {
         max_log_line: usize::try_from(runtime.max_log_line).unwrap_or_default(),
         default_cgroup_parent: String::new(),
         restrict_oom_score_adj: runtime.restrict_oom_score_adj,
+        selinux_categories: runtime.enable_selinux.then_some(runtime.selinux_category_range),
         cdi_spec_dirs: runtime.enable_cdi.then(|| runtime.cdi_spec_dirs.clone()),
         disable_apparmor: runtime.disable_apparmor,
         ignore_image_volumes: runtime.ignore_image_volumes,

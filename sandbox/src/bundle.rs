@@ -19,11 +19,18 @@ use crate::{
     model::{ContainerUser, Id, Image, RunAs},
     oci::user,
     record::PodRecord,
+    selinux,
     world::World,
 };
 
 /// Makes snapshot and bundle and mounts the root; answers where.
-pub(crate) fn make(world: &World, pod: &PodRecord, id: &Id, image: &Image) -> Result<PathBuf, Error> {
+pub(crate) fn make(
+    world: &World,
+    pod: &PodRecord,
+    id: &Id,
+    image: &Image,
+    labels: Option<&selinux::Labels>,
+) -> Result<PathBuf, Error> {
     let snapshotter = world.snapshotter(&pod.snapshotter)?;
     let parent = (!image.chain_id.is_empty()).then_some(image.chain_id.as_str());
     let mounts =
@@ -33,15 +40,33 @@ pub(crate) fn make(world: &World, pod: &PodRecord, id: &Id, image: &Image) -> Re
     let rootfs = world.paths.rootfs(id);
     world.node.make_dir(&world.paths.bundle(id), 0o700)?;
     world.node.make_dir(&rootfs, 0o711)?;
-    mount(world, pod, &mounts, &rootfs)?;
+    mount(world, pod, &mounts, &rootfs, labels)?;
     Ok(rootfs)
 }
 
-/// Mounts a snapshot with the ids of the pod, on a directory whose parent is for nothing else.
-pub(crate) fn mount(world: &World, pod: &PodRecord, mounts: &[Mount], target: &Path) -> Result<(), Error> {
+/// Mounts a snapshot with the ids of the pod, on a directory whose parent is for nothing else. Its files get the label.
+pub(crate) fn mount(
+    world: &World,
+    pod: &PodRecord,
+    mounts: &[Mount],
+    target: &Path,
+    labels: Option<&selinux::Labels>,
+) -> Result<(), Error> {
+    let mut mounts = mounts.to_vec();
+    let bound = |mount: &Mount| mount.options.iter().any(|option| option == "bind" || option == "rbind");
+    if let Some(labels) = labels {
+        for mount in mounts.iter_mut().filter(|mount| !bound(mount)) {
+            mount.options.push(selinux::mount_option(&labels.mount));
+        }
+    }
     match (&pod.spec.namespaces.user, world.userns(pod)) {
-        (Some(mapping), Some(userns)) => world.node.mount_mapped(mounts, target, &userns, mapping),
-        _ => world.node.mount(mounts, target),
+        (Some(mapping), Some(userns)) => world.node.mount_mapped(&mounts, target, &userns, mapping)?,
+        _ => world.node.mount(&mounts, target)?,
+    }
+    match labels {
+        // A bind mount shows the labels that the files have; the directory is this snapshot's alone.
+        Some(labels) if mounts.iter().any(bound) => selinux::relabel(target, &labels.mount),
+        _ => Ok(()),
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Config {
     pub default_cgroup_parent: String,
     /// A container asking for a lower OOM score than the daemon has gets the daemon's.
     pub restrict_oom_score_adj: bool,
+    /// Label pods and containers where the host has SELinux, with this many categories to keep pods apart; `None` does not.
+    pub selinux_categories: Option<u32>,
     /// Where vendors' CDI files are, the later ones winning; `None` disables CDI.
     pub cdi_spec_dirs: Option<Vec<PathBuf>>,
     /// Pods and containers get no AppArmor profile, and none may ask for one.

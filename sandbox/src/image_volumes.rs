@@ -44,7 +44,7 @@ pub(crate) fn make(world: &World, pod: &PodRecord, container: &ContainerRecord) 
         let root = match known {
             Some(root) => root,
             None => {
-                let root = mount_image(world, pod, &container.id, mounted.len(), volume).map_err(failed)?;
+                let root = mount_image(world, pod, container, mounted.len(), volume).map_err(failed)?;
                 mounted.push((&volume.id, root.clone()));
                 root
             }
@@ -71,7 +71,14 @@ pub(crate) fn remove(world: &World, id: &Id, snapshotter: &str) -> Result<(), Er
     result
 }
 
-fn mount_image(world: &World, pod: &PodRecord, id: &Id, index: usize, volume: &ImageVolume) -> Result<PathBuf, Error> {
+fn mount_image(
+    world: &World,
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    index: usize,
+    volume: &ImageVolume,
+) -> Result<PathBuf, Error> {
+    let id = &container.id;
     let root = world.paths.image_volume(id, index);
     // A layer's set-uid programs must not be within reach of the host's users.
     world.node.make_dir(root.parent().unwrap_or(&root), 0o700)?;
@@ -80,7 +87,7 @@ fn mount_image(world: &World, pod: &PodRecord, id: &Id, index: usize, volume: &I
     let view = world.snapshotter(&pod.snapshotter)?.view(&world.config.namespace, &key, parent, &Labels::new());
     let mounts =
         view.map_err(|error| Error::failed("make a view of its layers; pull it again if they are gone", error))?;
-    bundle::mount(world, pod, &mounts, &root)?;
+    bundle::mount(world, pod, &mounts, &root, world.labels(pod, Some(&container.spec)).as_ref())?;
     Ok(root)
 }
 

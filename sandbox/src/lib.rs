@@ -35,6 +35,7 @@ mod pods;
 mod record;
 mod recover;
 mod request;
+mod selinux;
 mod session;
 mod signal;
 pub mod stats;

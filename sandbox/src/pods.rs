@@ -36,6 +36,7 @@ use crate::{
     record::PodRecord,
     recover::{self, Recovered},
     request::{ContainerRequest, Create, Gone, INBOX, Inbox, Reply, Request, Run, ask},
+    selinux,
     store::Rows,
     view::{Views, by_prefix},
     world::World,
@@ -76,6 +77,9 @@ impl Pods {
         let (restrict, without_apparmor) = (config.restrict_oom_score_adj, config.disable_apparmor);
         let host = tokio::task::spawn_blocking(move || read_host(restrict, without_apparmor));
         let host = host.await.map_err(|error| Error::failed("read facts about the host", error))??;
+        let categories = config.selinux_categories;
+        let selinux = tokio::task::spawn_blocking(move || categories.and_then(selinux::read));
+        let selinux = selinux.await.map_err(|error| Error::failed("read the SELinux policy", error))?;
         let world = Arc::new(World {
             paths: Paths::new(&config),
             rows: Rows::new(store, config.namespace.clone()),
@@ -87,6 +91,7 @@ impl Pods {
             launcher,
             node,
             host,
+            selinux,
         });
         let recovered = recover::all(&world).await?;
         let shared = Arc::new(Shared {
@@ -296,6 +301,8 @@ struct Index {
     names: HashMap<String, Id>,
     /// Which pod a container belongs to.
     containers: BTreeMap<Id, Id>,
+    /// The SELinux levels that are taken.
+    levels: BTreeMap<Id, String>,
 }
 
 impl Shared {
@@ -308,7 +315,14 @@ impl Shared {
             return Ok(inbox.clone());
         }
         let id = Id::random().map_err(|source| Error::failed("make an id for the pod", source))?;
-        let pod = PodRecord::new(&self.world.config, &self.world.boot, id, run.clone())?;
+        let mut pod = PodRecord::new(&self.world.config, &self.world.boot, id, run.clone())?;
+        let asked = run.spec.selinux.as_ref();
+        if let Some(asked) = asked {
+            selinux::check(asked, "selinux_options")?;
+        }
+        if let Some(policy) = &self.world.selinux {
+            pod.selinux_level = policy.level(asked, &index.levels.values().map(String::as_str).collect())?;
+        }
         Ok(self.start_owner(&mut index, Owner::new(Arc::clone(&self.world), Arc::clone(self), pod.clone()), &pod))
     }
 
@@ -329,6 +343,7 @@ impl Shared {
         let (inbox, requests) = mpsc::channel(INBOX);
         index.names.insert(pod.spec.name.key(), pod.id.clone());
         index.pods.insert(pod.id.clone(), inbox.clone());
+        index.levels.insert(pod.id.clone(), pod.selinux_level.clone());
         self.owners.spawn(owner.run(requests));
         inbox
     }
@@ -345,6 +360,7 @@ impl Shared {
     pub(crate) fn forget_pod(&self, pod: &PodRecord) {
         let mut index = self.index();
         index.pods.remove(&pod.id);
+        index.levels.remove(&pod.id);
         index.containers.retain(|_, of| *of != pod.id);
         let name = pod.spec.name.key();
         // Called again when the owner ends: by then the name may be another pod's.

@@ -44,6 +44,9 @@ pub(crate) struct PodRecord {
     /// A CNI DEL is owed: true from before the ADD until a DEL succeeded.
     pub(crate) network_owed: bool,
     pub(crate) network: PodNetwork,
+    /// The pod's SELinux level, no other pod's while this record lives; empty where nothing is labelled.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) selinux_level: String,
     pub(crate) pid: Option<i32>,
     /// What UpdatePodSandboxResources said last. The spec stays what the pod was run with, by which a retry is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +96,7 @@ impl PodRecord {
             boot: boot.to_owned(),
             network_owed: false,
             network: PodNetwork::default(),
+            selinux_level: String::new(),
             pid: None,
             updated: None,
             oci_spec: serde_json::Value::Null,

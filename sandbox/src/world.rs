@@ -15,13 +15,14 @@ use crate::{
     Config, Error, Handler,
     host::Host,
     launcher::{Bundle, Launcher},
-    model::Id,
+    model::{ContainerSpec, Id},
     network::{Attachment, Network},
     node::Node,
     nri::{Admission, Nri},
     oci::HandlerOptions,
     paths::Paths,
     record::PodRecord,
+    selinux,
     store::Rows,
 };
 
@@ -36,6 +37,8 @@ pub(crate) struct World {
     pub(crate) node: Arc<dyn Node>,
     pub(crate) host: Host,
     pub(crate) nri: Nri,
+    /// Only where labels are enabled and the host has SELinux.
+    pub(crate) selinux: Option<selinux::Policy>,
     /// This boot's id.
     pub(crate) boot: String,
 }
@@ -77,6 +80,13 @@ impl World {
             annotations: pod.spec.annotations.clone(),
             cgroup_parent: pod.spec.cgroup_parent.clone(),
         }
+    }
+
+    /// The SELinux labels of a container of the pod, or of its pause container; `None` where nothing is labelled.
+    pub(crate) fn labels(&self, pod: &PodRecord, container: Option<&ContainerSpec>) -> Option<selinux::Labels> {
+        let policy = self.selinux.as_ref()?;
+        let own = container.and_then(|container| container.selinux.as_ref());
+        Some(policy.labels(&pod.selinux_level, &[pod.spec.selinux.as_ref(), own]))
     }
 
     /// The cgroup parent that the pod's containers get.

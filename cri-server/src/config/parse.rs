@@ -299,14 +299,14 @@ fn runtime(
     section.boolean("enable_unprivileged_icmp", &mut runtime.unprivileged_icmp)?;
     section.boolean("ignore_image_defined_volumes", &mut runtime.ignore_image_volumes)?;
     section.boolean("enable_criu", &mut runtime.checkpoints)?;
-    let mut selinux = false;
-    section.boolean("enable_selinux", &mut selinux)?;
-    if selinux {
-        return Err("enable_selinux is not supported yet".into());
+    section.boolean("enable_selinux", &mut runtime.enable_selinux)?;
+    section.number("selinux_category_range", &mut runtime.selinux_category_range)?;
+    // Kernels and policies know 1024; a pod takes two.
+    if !(2..=1024).contains(&runtime.selinux_category_range) {
+        return Err(format!("{} must be 2 to 1024", section.path("selinux_category_range")));
     }
     section.pending(&["disable_proc_mount", "device_ownership_from_security_context"], warnings);
     section.accept(&[
-        "selinux_category_range",
         "tolerate_missing_hugetlb_controller",
         "disable_hugetlb_controller",
         "drain_exec_sync_io_timeout",

@@ -50,9 +50,6 @@ fn check(mount: &VolumeMount) -> Result<(), Error> {
     if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
         return Err(Error::Invalid(format!("mount {at:?}: uid_mappings and gid_mappings are set together")));
     }
-    if mount.selinux_relabel && Path::new("/sys/fs/selinux/enforce").exists() {
-        return Err(Error::Unsupported(format!("mount {at:?}: selinux_relabel is not supported")));
-    }
     if mount.recursive_readonly && !mount.readonly {
         return Err(Error::Invalid(format!("mount {at:?}: recursive_read_only requires readonly")));
     }

@@ -65,7 +65,6 @@ pub(super) fn user(found: &crate::model::ContainerUser) -> User {
 
 fn linux(input: &PodInput<'_>) -> Result<Linux, Error> {
     let pod = input.pod;
-    seccomp::refuse_selinux(pod.selinux.as_ref())?;
     let filter = seccomp::filter(
         &pod.seccomp,
         &seccomp::Process {

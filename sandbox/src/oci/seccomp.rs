@@ -10,11 +10,7 @@ use std::{
 use oci_spec::runtime::{Capability, LinuxSeccomp};
 
 use super::seccomp_default;
-use crate::{
-    error::Error,
-    host::Host,
-    model::{SecurityProfile, Selinux},
-};
+use crate::{error::Error, host::Host, model::SecurityProfile};
 
 /// Larger than any filter that the kernel would load.
 const MAX_PROFILE: u64 = 16 << 20;
@@ -62,15 +58,6 @@ pub(super) fn filter(profile: &SecurityProfile, process: &Process<'_>) -> Result
         return Err(Error::Precondition("seccomp is not supported by this host's kernel".into()));
     }
     Ok(Some(filter))
-}
-
-/// Refuses labels, which we do not make.
-pub(super) fn refuse_selinux(selinux: Option<&Selinux>) -> Result<(), Error> {
-    // containerd ignores the options unless its configuration enables SELinux, and clients send them regardless.
-    if selinux.is_some() && Path::new("/sys/fs/selinux/enforce").exists() {
-        return Err(Error::Unsupported("selinux_options: SELinux labels are not supported".into()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

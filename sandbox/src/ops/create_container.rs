@@ -1,14 +1,15 @@
 //! CreateContainer: directory, snapshot, image volumes, volumes of the image, OCI spec, bundle. Nothing runs yet.
 
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
 use crate::{
     Error, apparmor, bundle, cdi, image_volumes,
-    model::{ContainerState, ContainerUser, Id, Resources},
+    model::{ContainerState, ContainerUser, Id, Resources, VolumeMount},
     nri::{Adjustment, HostLimits},
     oci::{self, ContainerInput, devices, mounts, seccomp},
     ops::{Undone, update_container::merge},
     record::{ContainerRecord, PodRecord},
+    selinux,
     teardown::{self, Task},
     volumes,
     world::{Operation, World, handler_options},
@@ -116,12 +117,17 @@ fn make(
     if let Some(profile) = oci::apparmor::of_container(&request.apparmor, request.privileged, &world.host)? {
         apparmor::ready(&profile)?;
     }
+    let labels = labels(world, pod, container)?;
     world.node.make_dir(&world.paths.container_root(id), 0o755)?;
-    let rootfs = bundle::make(world, pod, id, &container.image)?;
+    let rootfs = bundle::make(world, pod, id, &container.image, labels.as_ref())?;
     let root = bundle::open_root(&rootfs)?;
     let user = bundle::resolve_user(&root, &request.run_as, &container.image)?;
     resolved.extend(image_volumes::make(world, pod, container)?);
-    resolved.extend(volumes::make(world, container, &root, &resolved)?);
+    let volumes = volumes::make(world, container, &root, &resolved)?;
+    if let Some(labels) = &labels {
+        volumes.iter().try_for_each(|volume| selinux::relabel(&volume.source, &labels.mount))?;
+    }
+    resolved.extend(volumes);
     let mut pod_spec = pod.spec.clone();
     pod_spec.cgroup_parent = world.cgroup_parent(pod).to_owned();
     let (netns, userns) = (world.netns(pod), world.userns(pod));
@@ -147,6 +153,25 @@ fn make(
         seccomp: profile.as_ref(),
     })?;
     cdi::apply(&mut spec, &cdi_devices);
+    if let Some(labels) = labels.filter(|_| !request.privileged) {
+        selinux::apply(&mut spec, labels);
+    }
     let oci_spec = bundle::write_config(world, id, &spec)?;
     Ok(Created { user, oci_spec, limits: None })
+}
+
+/// The container's SELinux labels, known to the policy, with those volumes relabelled that ask for it.
+fn labels(world: &World, pod: &PodRecord, container: &ContainerRecord) -> Result<Option<selinux::Labels>, Error> {
+    if let Some(options) = &container.spec.selinux {
+        selinux::check(options, "selinux_options")?;
+    }
+    let Some(labels) = world.labels(pod, Some(&container.spec)) else { return Ok(None) };
+    selinux::known(&labels)?;
+    let asked = |mount: &&VolumeMount| mount.selinux_relabel && mount.image.is_none();
+    for mount in container.spec.mounts.iter().filter(asked) {
+        let what = || format!("resolve mount source {}", mount.host_path);
+        let source = fs::canonicalize(&mount.host_path).map_err(|error| Error::failed(what(), error))?;
+        selinux::relabel(&source, &labels.mount)?;
+    }
+    Ok(Some(labels))
 }

@@ -11,7 +11,7 @@ use crate::{
     oci::{self, PodInput, seccomp},
     ops::Undone,
     record::PodRecord,
-    teardown,
+    selinux, teardown,
     world::{Operation, World, handler_options, within},
 };
 
@@ -136,17 +136,24 @@ fn write_files(world: &World, pod: &PodRecord) -> Result<serde_json::Value, Erro
     world.node.make_dir(&world.paths.pod_root(&pod.id), 0o755)?;
     world.node.make_dir(&world.paths.pod_state(&pod.id), 0o755)?;
     files::write(&files, &pod.spec.hostname, &world.host.hostname, pod.spec.dns.as_ref())?;
+    let labels = world.labels(pod, None);
+    if let Some(labels) = &labels {
+        selinux::known(labels)?;
+        for file in [&files.hostname, &files.hosts, &files.resolv_conf] {
+            selinux::relabel(file, &labels.mount)?;
+        }
+    }
     if !pod.host_ipc() {
         world.node.make_dir(&files.shm, 0o755)?;
-        world.node.mount(&[shm()], &files.shm)?;
+        world.node.mount(&[shm(labels.as_ref())], &files.shm)?;
     }
-    let rootfs = bundle::make(world, pod, &pod.id, &pod.image)?;
+    let rootfs = bundle::make(world, pod, &pod.id, &pod.image, labels.as_ref())?;
     let user = bundle::resolve_user(&bundle::open_root(&rootfs)?, &pod.spec.run_as, &pod.image)?;
     let profile = seccomp::read_profile(&pod.spec.seccomp)?;
     let mut spec = pod.spec.clone();
     spec.cgroup_parent = world.cgroup_parent(pod).to_owned();
     let (netns, userns) = (world.netns(pod), world.userns(pod));
-    let spec = oci::pod(&PodInput {
+    let mut spec = oci::pod(&PodInput {
         id: &pod.id,
         pod: &spec,
         image: &pod.image,
@@ -159,11 +166,15 @@ fn write_files(world: &World, pod: &PodRecord) -> Result<serde_json::Value, Erro
         oci_version: oci::OCI_VERSION,
         seccomp: profile.as_ref(),
     })?;
+    if let Some(labels) = labels.filter(|_| !pod.spec.privileged) {
+        selinux::apply(&mut spec, labels);
+    }
     bundle::write_config(world, &pod.id, &spec)
 }
 
 /// The pod's `/dev/shm`: what containers expect everywhere, 64 MiB.
-fn shm() -> Mount {
-    let options = ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"];
-    Mount { fstype: "tmpfs".into(), source: "shm".into(), options: options.map(String::from).to_vec() }
+fn shm(labels: Option<&selinux::Labels>) -> Mount {
+    let options = ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"].map(String::from);
+    let label = labels.map(|labels| selinux::mount_option(&labels.mount));
+    Mount { fstype: "tmpfs".into(), source: "shm".into(), options: options.into_iter().chain(label).collect() }
 }

@@ -56,6 +56,7 @@ pub(crate) fn pod() -> PodRecord {
         created_at: SystemTime::UNIX_EPOCH,
         boot: "boot".into(),
         network_owed: true,
+        selinux_level: String::new(),
         network: PodNetwork { ips: vec!["10.0.0.2".into()], result: serde_json::json!({"ips": []}) },
         updated: None,
         pid: Some(7),

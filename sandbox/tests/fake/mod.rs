@@ -247,6 +247,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         max_log_line: 16384,
         default_cgroup_parent: String::new(),
         restrict_oom_score_adj: false,
+        selinux_categories: None,
         cdi_spec_dirs: Some(Vec::new()),
         disable_apparmor: false,
         ignore_image_volumes: false,

@@ -46,6 +46,10 @@ fn set(context: &impl std::os::fd::AsFd, option: &str) -> rustix::io::Result<()>
     match option.split_once('=') {
         Some(("lowerdir", layers)) => layers.split(':').try_for_each(|layer| set_path(context, "lowerdir+", layer)),
         Some((key @ ("upperdir" | "workdir"), path)) => set_path(context, key, path),
+        // Quotes keep a comma from ending an option of a string; here it ends none.
+        Some((key, value)) if value.len() > 1 && value.starts_with('"') && value.ends_with('"') => {
+            rustix::mount::fsconfig_set_string(context, key, &value[1..value.len() - 1])
+        }
         Some((key, value)) => rustix::mount::fsconfig_set_string(context, key, value),
         None => rustix::mount::fsconfig_set_flag(context, option),
     }
