@@ -26,15 +26,28 @@ use crate::{
 /// How many layers and files go while the gate is shut.
 const STEP: usize = 64;
 
+/// What becomes of whole blobs that nothing refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unused {
+    Delete,
+    /// A pull that did not end brought them. The next pull of the same goes on with them, as with the starts of blobs.
+    Keep,
+}
+
 impl Images {
     /// Frees what nothing refers to. What cannot be deleted is logged and tried again by the next collection.
     pub async fn collect(&self) -> Result<(), Error> {
+        self.collect_and(Unused::Delete).await
+    }
+
+    /// As [`Images::collect`], when all that nothing refers to is of pulls that did not end.
+    pub(crate) async fn collect_and(&self, unused: Unused) -> Result<(), Error> {
         let failed = |source| Error::failed("collect images", source);
         loop {
             let shared = Arc::clone(&self.shared);
             let (gate, spared) = shared.claims.close().await;
             let sweeping = self.shared.tasks.spawn_blocking(move || {
-                let step = shared.sweep(&spared)?;
+                let step = shared.sweep(&spared, unused)?;
                 let has_ingests = step.is_last && shared.content.expire_ingests(&spared)?;
                 drop(gate);
                 // The space of files goes with their last descriptor.
@@ -106,7 +119,7 @@ struct Step {
 }
 
 impl Shared {
-    fn sweep(&self, spared: &HashSet<String>) -> Result<Step, Error> {
+    fn sweep(&self, spared: &HashSet<String>, unused: Unused) -> Result<Step, Error> {
         let mut left = STEP;
         let (contents, blobs) =
             self.store.read_blocking(|conn| Ok::<_, Error>((rows::contents(conn)?, rows::namespaces(conn)?)))?;
@@ -123,7 +136,7 @@ impl Shared {
                 sweep_layers(snapshotter.as_ref(), ns, &layers, spared, &mut left)?;
             }
         }
-        let files = self.sweep_files(spared, &mut left)?;
+        let files = self.sweep_files(spared, unused, &mut left)?;
         Ok(Step { is_last: left > 0, files })
     }
 
@@ -140,7 +153,7 @@ impl Shared {
     }
 
     /// Files without a row, which a crash between the two leaves as well.
-    fn sweep_files(&self, spared: &HashSet<String>, left: &mut usize) -> Result<Vec<File>, Error> {
+    fn sweep_files(&self, spared: &HashSet<String>, unused: Unused, left: &mut usize) -> Result<Vec<File>, Error> {
         let mut files = Vec::new();
         let known: BTreeSet<Digest> = self.store.read_blocking(rows::all_blobs)?.into_iter().collect();
         for digest in self.content.list()? {
@@ -149,8 +162,13 @@ impl Shared {
             }
             if !known.contains(&digest) && !spared.contains(&digest.to_string()) {
                 *left -= 1;
-                files.extend(self.content.open_blob(&digest));
-                self.content.remove(&digest)?;
+                match unused {
+                    Unused::Delete => {
+                        files.extend(self.content.open_blob(&digest));
+                        self.content.remove(&digest)?;
+                    }
+                    Unused::Keep => self.content.shelve(&digest)?,
+                }
             }
         }
         Ok(files)

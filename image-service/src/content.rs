@@ -4,11 +4,11 @@
 //! ```text
 //! <root>/io.containerd.content.v1.content/
 //!     blobs/sha256/<hex>    exists ⇒ its bytes have that digest; a row in the store says whose it is
-//!     ingest/<algorithm>-<hex>.<boot>   being written, or the start of a blob whose pull ended before it was whole
+//!     ingest/<algorithm>-<hex>.<boot>   being written, or a blob whose pull ended before, whole or not
 //!     spool/<random>        being written by an import, the digest not yet known; gone at the next start
 //! ```
 //!
-//! The start of a blob is kept for the next pull of it, for [`KEPT_FOR`] and in this boot: after a power failure nobody
+//! What an unfinished pull has of a blob is kept for the next one, for [`KEPT_FOR`] and in this boot: after a power failure nobody
 //! knows what of it is on disk. It is only used if the whole has the digest. All functions block.
 
 mod spool;
@@ -180,6 +180,16 @@ impl Content {
             file,
             end: End::Keep,
         })
+    }
+
+    /// Takes a blob back to where it was written, for whoever fetches it next; one that is not worth it is deleted.
+    pub(crate) fn shelve(&self, digest: &Digest) -> Result<(), Error> {
+        let path = self.path(digest);
+        let shelved = match fs::symlink_metadata(&path) {
+            Ok(found) if found.len() >= WORTH_KEEPING => fs::rename(&path, self.ingest_of(digest)),
+            _ => return self.remove(digest),
+        };
+        shelved.map_err(|source| Error::failed(format!("keep blob {digest} for later"), source))
     }
 
     /// Deletes a blob's file; one that is not there is deleted.

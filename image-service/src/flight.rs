@@ -26,6 +26,7 @@ use tokio_util::{
 
 use crate::{
     auth::Credentials,
+    collect::Unused,
     images::{Image, Images, Shared},
     pull::{Pull, PullError, PullRequest},
     reference::Reference,
@@ -136,7 +137,12 @@ async fn fly(images: Images, key: Key, reference: Reference, sender: watch::Send
         Ok(image) => tracing::info!(image = %name, id = %image.id, "pulled"),
         Err(error) => {
             tracing::info!(image = %name, error = error as &dyn std::error::Error, "pull failed");
-            if let Err(error) = images.collect().await {
+            // Whoever tries again is spared what came so far, unless that is the trouble, or the disk is.
+            let unused = match error {
+                PullError::Unavailable(_) | PullError::Stalled { .. } | PullError::Cancelled(_) => Unused::Keep,
+                _ => Unused::Delete,
+            };
+            if let Err(error) = images.collect_and(unused).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "what a failed pull left is collected later");
             }

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 pub use crate::pull::{PullError, PullRequest};
 use crate::{
     claims::Claims,
+    collect::Unused,
     content::Content,
     digest::Digest,
     flight::{self, Flights},
@@ -210,7 +211,8 @@ impl Images {
         })
         .await
         .map_err(|source| Error::failed("open the images", source))??;
-        images.collect().await?;
+        // Whatever was removed was deleted at once, so the rest is of pulls that the end of the daemon cut off.
+        images.collect_and(Unused::Keep).await?;
         Ok(images)
     }
 

@@ -66,6 +66,33 @@ async fn privileged_a_pull_goes_on_where_the_last_one_ended_also_after_a_restart
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_whole_blobs_of_a_pull_that_did_not_end_are_not_fetched_again() {
+    let registry = TestRegistry::http().await;
+    let layer = |name: &str, size| Layer::new(Compression::None).file(name, &text(size));
+    let recipe = Recipe::new(vec![layer("whole", 2 * MIB), layer("small", 1000), layer("begun", 3 * MIB)]);
+    let pushed = recipe.push(&registry, "team/app", &["v1"]);
+    let [whole, small, begun] = [0, 1, 2].map(|n| &pushed.layers[n].digest);
+    let node = Node::with(&registry, |config| config.max_concurrent_downloads = 1).await;
+    registry.fault(None, begun.hex(), 1, Action::HoldBody(2 * MIB));
+    let (images, request) = (node.images.clone(), node.request(IMAGE));
+    let pull = tokio::spawn(async move { images.pull(request).await });
+    eventually("the last layer has begun", || node.ingests().iter().any(|(_, size)| *size == 2 * MIB as u64)).await;
+    pull.abort();
+    assert!(pull.await.unwrap_err().is_cancelled());
+    eventually("nothing is in use", || node.snapshots_sorted().is_empty() && node.blobs().is_empty()).await;
+    assert_eq!(node.ingests().len(), 2);
+    let node = node.reopen().await;
+    node.pull(IMAGE).await.unwrap();
+    assert_eq!(ranges(&registry, whole), ["all"]);
+    assert_eq!(ranges(&registry, small), ["all", "all"]);
+    assert_eq!(ranges(&registry, begun), ["all".to_owned(), format!("bytes={}-", 2 * MIB)]);
+    assert_eq!(node.ingests(), []);
+    // What is removed is gone at once, however young it is.
+    node.images.remove(&node.ns, IMAGE).await.unwrap();
+    node.is_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_start_that_turns_out_wrong_is_fetched_again_and_nobody_is_blamed() {
     let registry = TestRegistry::http().await;
     let pushed = large(&registry);

@@ -243,6 +243,7 @@ pub(crate) struct Layer {
     files: Vec<(String, String)>,
     compression: Compression,
     raw: Option<Vec<u8>>,
+    packed: Option<Vec<u8>>,
 }
 
 pub(crate) struct Pushed {
@@ -254,11 +255,16 @@ pub(crate) struct Pushed {
 
 impl Layer {
     pub(crate) fn new(compression: Compression) -> Layer {
-        Layer { files: Vec::new(), compression, raw: None }
+        Layer { files: Vec::new(), compression, raw: None, packed: None }
     }
 
     pub(crate) fn raw(bytes: Vec<u8>) -> Layer {
-        Layer { files: Vec::new(), compression: Compression::None, raw: Some(bytes) }
+        Layer { files: Vec::new(), compression: Compression::None, raw: Some(bytes), packed: None }
+    }
+
+    /// A blob that somebody else made of the archive.
+    pub(crate) fn packed(plain: Vec<u8>, blob: Vec<u8>) -> Layer {
+        Layer { packed: Some(blob), ..Layer::raw(plain) }
     }
 
     pub(crate) fn file(mut self, name: &str, content: &str) -> Layer {
@@ -282,6 +288,9 @@ impl Layer {
 
     fn compressed(&self) -> Vec<u8> {
         let plain = self.plain();
+        if let Some(packed) = &self.packed {
+            return packed.clone();
+        }
         match self.compression {
             Compression::None => plain,
             Compression::Gzip => {
