@@ -125,6 +125,15 @@ async fn what_no_host_has_is_not_found_and_the_error_names_them_all() {
 }
 
 #[tokio::test]
+async fn a_mirror_that_has_nothing_does_not_hide_that_the_registry_cannot_be_reached() {
+    let mirror = TestRegistry::http().await;
+    let hosts = served_by(&[&mirror.url(), &refused().await]);
+    let error = resolve(&hosts, "registry.test/team/app:v1").await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("404 not found; "), "{error}");
+}
+
+#[tokio::test]
 async fn a_registry_that_cannot_be_reached_is_unavailable() {
     let hosts = served_by(&[&refused().await, &refused().await]);
     let error = resolve(&hosts, "registry.test/team/app:v1").await.unwrap_err();

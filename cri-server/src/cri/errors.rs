@@ -66,7 +66,47 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use image_service::{policy::PolicyError, registry};
+    use tonic::Code;
+
     use super::*;
+
+    #[test]
+    fn what_the_kubelet_looks_for_in_a_failed_pull_is_at_the_start_of_an_unknown_error() {
+        let reference = || "registry.example/app:1".to_owned();
+        let tried = || registry::Tried(Vec::new());
+        let policy = PolicyError::NoVerdict { verifier: "v".into(), digest: "d".into(), problem: "p".into() };
+        let digest = image_service::digest::Digest::sha256_of(b"x");
+        let stalled = PullError::Stalled {
+            reference: reference(),
+            digest,
+            at: 1,
+            size: 2,
+            after: std::time::Duration::from_secs(3),
+        };
+        let unavailable = registry::Error::Unavailable { reference: reference(), tried: tried() };
+        let absent = registry::Error::NotFound { reference: reference(), tried: tried() };
+        for (error, code, start) in [
+            (
+                PullError::Unavailable(Arc::new(unavailable)),
+                Code::Unknown,
+                "RegistryUnavailable: registry.example/app:1: ",
+            ),
+            (stalled, Code::Unknown, "RegistryUnavailable: pull registry.example/app:1: "),
+            (
+                PullError::Policy { reference: reference(), source: Arc::new(policy) },
+                Code::Unknown,
+                "SignatureValidationFailed: pull registry.example/app:1: image verifier v gave no verdict on d: p",
+            ),
+            (PullError::NotFound(Arc::new(absent)), Code::NotFound, "registry.example/app:1: not found"),
+        ] {
+            let status = pull_status(error);
+            assert_eq!(status.code(), code);
+            assert!(status.message().starts_with(start), "{}", status.message());
+        }
+    }
 
     #[test]
     fn a_text_of_any_length_leaves_room_in_a_header() {

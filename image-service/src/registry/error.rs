@@ -95,6 +95,13 @@ impl Outcome {
     }
 }
 
+impl Tried {
+    /// Whether the last host could not be reached.
+    pub(crate) fn ends_in_loss(&self) -> bool {
+        self.0.last().is_some_and(|attempt| matches!(attempt.outcome, Outcome::Transport(_)))
+    }
+}
+
 impl fmt::Display for Tried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {

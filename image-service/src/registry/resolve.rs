@@ -53,7 +53,12 @@ pub(crate) async fn resolve(reference: &Reference, endpoints: &[Endpoint]) -> Re
     {
         return Ok(found);
     }
-    Err(Error::from_tried(reference, tried))
+    let error = Error::from_tried(reference, tried);
+    match error {
+        // Mirrors that do not have it say nothing about the registry itself, which is last and could not be asked.
+        Error::NotFound { reference, tried } if tried.ends_in_loss() => Err(Error::Unavailable { reference, tried }),
+        other => Err(other),
+    }
 }
 
 async fn ask_all(reference: &Reference, candidates: &[&Endpoint], path: &str) -> Result<Found, Tried> {
