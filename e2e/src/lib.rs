@@ -15,6 +15,7 @@ pub mod gate;
 pub mod image;
 pub mod layer;
 pub mod leakcheck;
+pub mod locked;
 pub mod node;
 pub mod push;
 pub mod refusals;

@@ -312,6 +312,8 @@ config_path = "{certs}"
 socket_path = "{nri}"
 plugin_path = "{nri_plugins}"
 plugin_config_path = "{nri_config}"
+[plugins."io.containerd.image-verifier.v1.bindir"]
+bin_dir = "{verifiers}"
 "#,
             root = at("root"),
             state = at("state"),
@@ -327,6 +329,7 @@ plugin_config_path = "{nri_config}"
             nri = at("nri.sock"),
             nri_plugins = at("nri-plugins"),
             nri_config = at("nri-conf.d"),
+            verifiers = at("verifiers"),
         )
     }
 

@@ -28,7 +28,7 @@ pub struct Registry {
     pub pause: Pushed,
     pub busybox: Pushed,
     pub probe: Pushed,
-    storage: PathBuf,
+    pub(crate) storage: PathBuf,
     /// Holds the pipe open.
     _keeper: Child,
 }
@@ -71,31 +71,44 @@ impl Registry {
 }
 
 fn serve(dir: &Path, storage: &Path) -> (Child, SocketAddr) {
-    // The port is free when it is looked for; should another program take it meanwhile, the registry cannot bind, nothing
-    // of ours answers, and the test fails with the registry's own message.
-    let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-    let config = dir.join("config.yml");
-    let text = format!(
-        "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-         http:\n  addr: {address}\n",
+    let address = free_address();
+    let config = format!("{}http:\n  addr: {address}\n", common(storage));
+    let pusher = Pusher { registry: address };
+    (keep(dir, &config, || pusher.ping()), address)
+}
+
+/// The port is free when it is looked for; should another program take it meanwhile, the registry cannot bind, nothing of
+/// ours answers, and the test fails with the registry's own message.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+/// What every configuration of a registry begins with.
+pub(crate) fn common(storage: &Path) -> String {
+    format!(
+        "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n",
         storage.display()
-    );
-    fs::write(&config, text).unwrap();
+    )
+}
+
+/// Starts a registry, whose directory goes with it, and waits until it is ready.
+pub(crate) fn keep(dir: &Path, config: &str, ready: impl Fn() -> Result<(), String>) -> Child {
+    let file = dir.join("config.yml");
+    fs::write(&file, config).unwrap();
     let log = fs::File::create(dir.join("log")).unwrap();
     let keeper = Command::new("sh")
         .args(["-c", KEEPER, "keeper"])
-        .args([&config, dir])
+        .args([&file, dir])
         .stdin(Stdio::piped())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
         .spawn()
         .unwrap();
-    let pusher = Pusher { registry: address };
     let end = Instant::now() + Duration::from_secs(30);
-    while let Err(why) = pusher.ping() {
+    while let Err(why) = ready() {
         let said = fs::read_to_string(dir.join("log")).unwrap_or_default();
         assert!(Instant::now() < end, "docker-registry does not answer: {why}\n{said}");
         thread::sleep(Duration::from_millis(20));
     }
-    (keeper, address)
+    keeper
 }

@@ -8,6 +8,7 @@ use std::{
 use serde_json::json;
 use windlass_e2e::{
     crictl::{Crictl, container_file, pod_file},
+    locked::{LockedRegistry, PASSWORD, USER},
     node::{BUSYBOX, PROBE, TestNode},
     wait::{self, SOON},
 };
@@ -196,5 +197,19 @@ async fn privileged_events_show_containers_come_and_go() {
     events.wait().unwrap();
     assert!(seen.contains(&pod), "the pod's status is in its containers' events: {seen}");
     crictl.run(&["rmp", "-f", &pod]);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_crictl_pulls_from_a_locked_registry_with_credentials_only() {
+    let node = TestNode::start().await;
+    let locked = LockedRegistry::beside(node.registry);
+    locked.configure(&node, "private.example", "ca = \"authority.pem\"\n");
+    let (crictl, image) = (Crictl::of(&node), "private.example/library/busybox:1");
+    let refused = crictl.answer(&["pull", image]);
+    assert_ne!(refused.code, Some(0));
+    assert!(refused.stderr.contains("pull access denied"), "{}", refused.stderr);
+    crictl.run(&["pull", "--creds", &format!("{USER}:{PASSWORD}"), image]);
+    assert_eq!(crictl.json(&["inspecti", "-o", "json", image])["status"]["repoTags"], json!([image]));
     node.finish().await;
 }
