@@ -111,7 +111,7 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     }
     adjust_oom_score(config.oom_score);
     let Stored { store, snapshotters, images, config, _held } = open(config).await?;
-    let sandbox = sandbox::features::probe(wiring::sandbox(&config)).await;
+    let sandbox = sandbox::features::probe(wiring::sandbox(&config).map_err(AppError::Pods)?).await;
     let network = Arc::new(Cni::new(wiring::cni(&config)));
     let ooms = Ooms::default();
     let launcher = Arc::new(ShimLauncher::new(sandbox.clone(), ooms.clone()));

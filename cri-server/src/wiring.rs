@@ -1,6 +1,6 @@
 //! The daemon's configuration as each part wants it: no part sees a key that is not its own.
 
-use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, env, path::PathBuf, sync::Arc, time::Duration};
 
 use image_service::{
     images,
@@ -75,14 +75,22 @@ pub(crate) fn cni(config: &Config) -> CniConfig {
             _ => IpPreference::Ipv4,
         },
         setup_serially: cni.setup_serially,
+        handlers: config
+            .runtime
+            .handlers
+            .iter()
+            .filter(|(_, handler)| handler.cni_conf_dir != PathBuf::new())
+            .map(|(name, handler)| (name.clone(), (handler.cni_conf_dir.clone(), handler.cni_max_conf_num)))
+            .collect(),
         // A little less than an ADD as a whole may take, so that of a plugin that hangs the error tells the name.
         deadline: sandbox::Timeouts::default().network - Duration::from_secs(10),
     }
 }
 
-pub(crate) fn sandbox(config: &Config) -> sandbox::Config {
+/// Reads the base specs of the handlers once more: the daemon may have been started long after the file was checked.
+pub(crate) fn sandbox(config: &Config) -> Result<sandbox::Config, sandbox::Error> {
     let runtime = &config.runtime;
-    sandbox::Config {
+    Ok(sandbox::Config {
         root: config.root.clone(),
         state: config.state.clone(),
         grpc_address: config.grpc.address.clone(),
@@ -90,7 +98,7 @@ pub(crate) fn sandbox(config: &Config) -> sandbox::Config {
         shim_search: shim_search(),
         netns_dir: if runtime.netns_under_state { config.state.join("netns") } else { PathBuf::from("/run/netns") },
         namespace: Namespace::k8s(),
-        handlers: runtime.handlers.iter().map(|(name, value)| (name.clone(), handler(value, runtime))).collect(),
+        handlers: handlers(runtime)?,
         default_handler: runtime.default_handler.clone(),
         snapshotter: config.images.snapshotter.clone(),
         // Zero and less mean "never split" in the file.
@@ -101,9 +109,11 @@ pub(crate) fn sandbox(config: &Config) -> sandbox::Config {
         cdi_spec_dirs: runtime.enable_cdi.then(|| runtime.cdi_spec_dirs.clone()),
         disable_apparmor: runtime.disable_apparmor,
         ignore_image_volumes: runtime.ignore_image_volumes,
+        disable_hugetlb: runtime.disable_hugetlb,
+        tolerate_missing_hugetlb: runtime.tolerate_missing_hugetlb,
         nri: nri(&config.nri),
-        timeouts: sandbox::Timeouts::default(),
-    }
+        timeouts: timeouts(runtime),
+    })
 }
 
 fn nri(nri: &Nri) -> Option<sandbox::nri::Config> {
@@ -116,20 +126,43 @@ fn nri(nri: &Nri) -> Option<sandbox::nri::Config> {
     })
 }
 
-fn handler(handler: &Handler, runtime: &Runtime) -> sandbox::Handler {
-    sandbox::Handler {
+fn timeouts(runtime: &Runtime) -> sandbox::Timeouts {
+    let defaults = sandbox::Timeouts::default();
+    // Zero is containerd's "for ever", which would keep ExecSync from answering while anybody holds the pipe.
+    let drain = if runtime.drain_exec_sync.is_zero() { defaults.drain } else { runtime.drain_exec_sync };
+    sandbox::Timeouts { drain, ..defaults }
+}
+
+fn handlers(runtime: &Runtime) -> Result<BTreeMap<String, sandbox::Handler>, sandbox::Error> {
+    let named = |(name, value): (&String, &Handler)| Ok((name.clone(), handler(name, value, runtime)?));
+    runtime.handlers.iter().map(named).collect()
+}
+
+fn handler(name: &str, handler: &Handler, runtime: &Runtime) -> Result<sandbox::Handler, sandbox::Error> {
+    let base_spec = match handler.base_runtime_spec == PathBuf::new() {
+        true => None,
+        false => Some(Arc::new(sandbox::oci::base::read(&handler.base_runtime_spec)?)),
+    };
+    Ok(sandbox::Handler {
         runtime_type: handler.runtime_type.clone(),
         runtime_path: handler.runtime_path.clone(),
         options: handler.options.clone(),
         privileged_without_host_devices: handler.privileged_without_host_devices,
-        snapshotter: handler.snapshotter.clone(),
+        all_devices_allowed: handler.all_devices_allowed,
+        cgroup_writable: handler.cgroup_writable,
+        base_spec,
+        disable_proc_mount: runtime.disable_proc_mount,
+        device_ownership: runtime.device_ownership,
+        ignore_blockio: runtime.ignore_blockio,
+        ignore_rdt: runtime.ignore_rdt,
+        snapshotter: handler.snapshotter.clone().or_else(|| runtime.platform_snapshotters.get(name).cloned()),
         keep_privileged_ports: !runtime.unprivileged_ports,
         keep_ping_group_range: !runtime.unprivileged_icmp,
         pod_annotations: handler.pod_annotations.clone(),
         container_annotations: handler.container_annotations.clone(),
         // Asked of the runtime itself when the daemon starts.
         features: sandbox::features::Features::default(),
-    }
+    })
 }
 
 /// Our own shim before whatever PATH has: `<prefix>/libexec/windlass` of an installation, else beside the daemon.

@@ -1,8 +1,9 @@
 //! What the daemon's configuration says about pods, already validated by whoever read it.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use ::store::Namespace;
+use oci_spec::runtime::Spec;
 
 use crate::{features::Features, nri};
 
@@ -42,6 +43,10 @@ pub struct Config {
     pub ignore_image_volumes: bool,
     /// Plugins that follow and change pods; `None` has none.
     pub nri: Option<nri::Config>,
+    /// Limits of huge pages are left out.
+    pub disable_hugetlb: bool,
+    /// They are left out where the host cannot hold containers to them; else a container with such limits is refused.
+    pub tolerate_missing_hugetlb: bool,
     pub timeouts: Timeouts,
 }
 
@@ -54,6 +59,19 @@ pub struct Handler {
     pub runtime_path: Option<PathBuf>,
     pub options: RuntimeOptions,
     pub privileged_without_host_devices: bool,
+    /// Privileged containers without the host's devices may still use any that they make.
+    pub all_devices_allowed: bool,
+    /// The cgroup file system of unprivileged containers is writable.
+    pub cgroup_writable: bool,
+    /// What takes the place of the spec's defaults ([`crate::oci::base`]).
+    pub base_spec: Option<Arc<Spec>>,
+    /// CRI's masked and read-only paths are passed over for the default ones.
+    pub disable_proc_mount: bool,
+    /// Devices that a container names belong to who it runs as.
+    pub device_ownership: bool,
+    /// Annotations that ask for classes of block IO or RDT are passed over.
+    pub ignore_blockio: bool,
+    pub ignore_rdt: bool,
     pub snapshotter: Option<String>,
     /// Low ports of a pod's own network stay root's (`enable_unprivileged_ports = false`).
     pub keep_privileged_ports: bool,

@@ -35,6 +35,8 @@ pub struct Host {
     pub lowest_oom_score_adj: i32,
     /// Huge pages can be limited.
     pub hugetlb: bool,
+    /// They cannot, and a container that asks for it is to be refused instead of made without.
+    pub hugetlb_required: bool,
     /// Swap is accounted, so `memory.swap` can be set.
     pub swap: bool,
 }
@@ -53,6 +55,7 @@ impl Host {
             capabilities: bounding_set()?,
             lowest_oom_score_adj: lowest_oom_score_adj()?,
             hugetlb: has_controller(cgroup, "hugetlb"),
+            hugetlb_required: false,
             swap: has_swap_accounting(cgroup),
         };
         if host.lowest_oom_score_adj > -1000 {

@@ -74,8 +74,8 @@ impl Pods {
         network: Arc<dyn Network>,
         launcher: Arc<dyn Launcher>,
     ) -> Result<Pods, Error> {
-        let (restrict, without_apparmor) = (config.restrict_oom_score_adj, config.disable_apparmor);
-        let host = tokio::task::spawn_blocking(move || read_host(restrict, without_apparmor));
+        let of_config = config.clone();
+        let host = tokio::task::spawn_blocking(move || read_host(&of_config));
         let host = host.await.map_err(|error| Error::failed("read facts about the host", error))??;
         let categories = config.selinux_categories;
         let selinux = tokio::task::spawn_blocking(move || categories.and_then(selinux::read));
@@ -233,6 +233,16 @@ impl Pods {
         self.shared.world.network.ready().await
     }
 
+    /// The same of the handlers that have networks of their own.
+    pub async fn handler_networks_ready(&self) -> Vec<(String, Result<(), Error>)> {
+        self.shared.world.network.handlers_ready().await
+    }
+
+    /// The networks that pods get, as JSON for people.
+    pub async fn networks(&self) -> serde_json::Value {
+        self.shared.world.network.describe().await
+    }
+
     /// The runtime handlers of the configuration, with what each can do.
     pub fn handlers(&self) -> &BTreeMap<String, Handler> {
         &self.shared.world.config.handlers
@@ -261,11 +271,13 @@ impl Pods {
     }
 }
 
-/// The host's facts. With `restrict`, no container gets a lower OOM score than the daemon itself has.
-fn read_host(restrict: bool, without_apparmor: bool) -> Result<Host, Error> {
+/// The host's facts, as far as the configuration lets them count.
+fn read_host(config: &Config) -> Result<Host, Error> {
     let mut host = Host::read()?;
-    host.apparmor &= !without_apparmor;
-    if restrict {
+    host.apparmor &= !config.disable_apparmor;
+    host.hugetlb_required = !host.hugetlb && !config.disable_hugetlb && !config.tolerate_missing_hugetlb;
+    host.hugetlb &= !config.disable_hugetlb;
+    if config.restrict_oom_score_adj {
         let path = "/proc/self/oom_score_adj";
         let text = std::fs::read_to_string(path).map_err(|error| Error::failed(format!("read {path}"), error))?;
         host.lowest_oom_score_adj = text

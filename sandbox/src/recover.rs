@@ -380,6 +380,8 @@ async fn sweep_one(world: &Arc<World>, id: &Id) -> Result<(), Error> {
     if world.network.cached().await?.contains(id) {
         let attachment = Attachment {
             id: id.clone(),
+            // What its networks were is in the cache; the handler is not known any more.
+            handler: String::new(),
             netns: Some(netns.clone()),
             name: PodName { name: String::new(), namespace: String::new(), uid: String::new(), attempt: 0 },
             port_mappings: Vec::new(),

@@ -73,6 +73,7 @@ impl World {
     pub(crate) fn attachment(&self, pod: &PodRecord) -> Attachment {
         Attachment {
             id: pod.id.clone(),
+            handler: pod.handler.clone(),
             netns: self.netns(pod),
             name: pod.spec.name.clone(),
             port_mappings: pod.spec.port_mappings.clone(),
@@ -109,7 +110,13 @@ pub(crate) fn handler_options(handler: &Handler, cgroup_parent: &str) -> Handler
         keep_ping_group_range: handler.keep_ping_group_range,
         pod_annotations: handler.pod_annotations.clone(),
         container_annotations: handler.container_annotations.clone(),
-        ..HandlerOptions::default()
+        privileged_without_host_devices_all_devices_allowed: handler.all_devices_allowed,
+        cgroup_writable: handler.cgroup_writable,
+        disable_proc_mount: handler.disable_proc_mount,
+        device_ownership: handler.device_ownership,
+        ignore_blockio: handler.ignore_blockio,
+        ignore_rdt: handler.ignore_rdt,
+        base_spec: handler.base_spec.clone(),
     }
 }
 

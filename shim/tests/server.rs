@@ -7,15 +7,18 @@ mod checkpoint;
 mod world;
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use bytes::Bytes;
-use windlass_shim::client::{AttachOutput, AttachTo, Output};
-use windlass_shim::proto::process::Status;
+use windlass_shim::client::{AttachOutput, AttachTo, Output, TaskClient};
+use windlass_shim::launch::Launch;
+use windlass_shim::proto::{process::Status, runc, to_any};
 use world::{World, until};
 
 /// The records of a log without their times.
-fn records(path: &std::path::Path) -> Vec<String> {
+fn records(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
 }
@@ -270,4 +273,31 @@ async fn privileged_a_container_that_never_ran_can_be_deleted() {
     assert_eq!(world.task.delete(&world.id, "").await.unwrap().exit_status, 137);
     let gone = world.task.state(&world.id, "").await.unwrap_err();
     assert_eq!(gone.to_string(), "container not created");
+}
+
+#[tokio::test]
+async fn privileged_a_shim_joins_the_cgroup_that_its_options_name_or_does_not_start() {
+    let world = World::new("true").await;
+    let name = format!("windlass-{}", world.id);
+    let start = |id: &str| {
+        let options = runc::Options { shim_cgroup: format!("/{name}"), ..Default::default() };
+        Launch { id: id.into(), options: Some(to_any(&options)), ..world.launch.clone() }
+    };
+    let error = start("none").start().await.unwrap_err().to_string();
+    assert!(error.contains("there is no such cgroup"), "{error}");
+    let hierarchy = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new).into_iter().find(|path| path.is_dir());
+    let cgroup = hierarchy.unwrap().join(&name);
+    fs::create_dir(&cgroup).unwrap();
+    let bootstrap = start("joins").start().await.unwrap();
+    let task = TaskClient::connect_to(&bootstrap, world::NAMESPACE).await.unwrap();
+    let pid = task.connect("joins").await.unwrap().shim_pid;
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    task.shutdown("joins").await.unwrap();
+    let gone = async {
+        while fs::remove_dir(&cgroup).is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+    assert!(cgroups.lines().any(|line| line.ends_with(&format!("/{name}"))), "{cgroups}");
 }

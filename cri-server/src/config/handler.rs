@@ -3,9 +3,12 @@
 //! Options are collected as they are until every file is read, because their meaning depends on the runtime's type, which
 //! another file may set.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-use sandbox::{GenericOptions, RuncOptions, RuntimeOptions};
+use sandbox::{GenericOptions, RuncOptions, RuntimeOptions, oci::base};
 use toml::Table;
 
 use super::{Handler, section::Section};
@@ -42,20 +45,49 @@ pub(super) fn parse(
         known.0 = path;
         known.1.extend(found);
     }
-    section.pending(
-        &[
-            "privileged_without_host_devices_all_devices_allowed",
-            "base_runtime_spec",
-            "cni_conf_dir",
-            "cni_max_conf_num",
-            "disable_pause_image_pull",
-            "cgroup_writable",
-        ],
-        warnings,
-    );
-    section.accept(&["runtime_engine", "runtime_root", "sandbox_mode", "sandboxer", "io_type"]);
+    section.boolean("privileged_without_host_devices_all_devices_allowed", &mut handler.all_devices_allowed)?;
+    section.boolean("cgroup_writable", &mut handler.cgroup_writable)?;
+    section.boolean("disable_pause_image_pull", &mut handler.disable_pause_image_pull)?;
+    section.path_value("base_runtime_spec", &mut handler.base_runtime_spec)?;
+    section.path_value("cni_conf_dir", &mut handler.cni_conf_dir)?;
+    section.number("cni_max_conf_num", &mut handler.cni_max_conf_num)?;
+    one_of(&mut section, "sandboxer", "podsandbox", "sandboxes are made by the daemon, not by shims")?;
+    one_of(&mut section, "sandbox_mode", "podsandbox", "sandboxes are made by the daemon, not by shims")?;
+    one_of(&mut section, "io_type", "fifo", "stdio goes through FIFOs, or is kept by the shim itself")?;
+    let why = "they are BinaryName and Root in the options";
+    section.fixed("runtime_engine", "", why, warnings);
+    section.fixed("runtime_root", "", why, warnings);
     section.unknown(warnings);
     Ok(handler)
+}
+
+/// A key with one value that can be had.
+fn one_of(section: &mut Section, key: &'static str, value: &str, why: &str) -> Result<(), String> {
+    let mut set = String::new();
+    section.string(key, &mut set)?;
+    match set == value || set.is_empty() {
+        true => Ok(()),
+        false => Err(format!("{} can only be {value:?}, not {set:?}: {why}", section.path(key))),
+    }
+}
+
+/// What only all files together can tell.
+pub(super) fn validate(handlers: &BTreeMap<String, Handler>) -> Result<(), String> {
+    for (name, handler) in handlers {
+        if handler.all_devices_allowed && !handler.privileged_without_host_devices {
+            return Err(format!(
+                "runtimes.{name}: privileged_without_host_devices_all_devices_allowed needs privileged_without_host_devices"
+            ));
+        }
+        if handler.cgroup_writable && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            return Err(format!("runtimes.{name}: cgroup_writable needs a host with cgroup version 2 alone"));
+        }
+        if handler.base_runtime_spec != PathBuf::new() {
+            base::read(&handler.base_runtime_spec)
+                .map_err(|error| format!("runtimes.{name}.base_runtime_spec: {}", error.chain()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives every handler its options, once the runtime types are known.

@@ -2,13 +2,14 @@
 //! tables merge key by key, arrays are joined without repeats, as containerd's `imports` do.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, Loaded, handler, parse};
+use super::{Config, ConfigError, Loaded, handler, handler::Options, parse};
 
 /// The configuration in `path`, with what it imports. A file that is not there gives the defaults, as containerd does.
 pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigError> {
@@ -19,24 +20,45 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigError> {
         }
         Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
     };
-    let mut loaded = Config::default();
-    let (mut options, mut warnings) = (Default::default(), Vec::new());
-    let main = table(path, &text)?;
-    let imports = imported(path, &main)?;
-    // Each file is read by the rules of its own version, so merging happens on the parsed configuration: values that a
-    // file does not set keep what the files before it said.
-    parse::apply(main, &mut loaded, &mut options, &mut warnings)
-        .map_err(|what| ConfigError::Invalid { path: path.to_owned(), what })?;
-    for import in imports {
-        let text = fs::read_to_string(&import).map_err(|source| ConfigError::Read { path: import.clone(), source })?;
-        let table = table(&import, &text)?;
-        parse::apply(table, &mut loaded, &mut options, &mut warnings)
-            .map_err(|what| ConfigError::Invalid { path: import.clone(), what })?;
+    let mut reading = Reading::default();
+    reading.file(path, &text, Some(DROP_INS))?;
+    let Reading { mut config, options, mut warnings, .. } = reading;
+    let invalid = |what| ConfigError::Invalid { path: path.to_owned(), what };
+    handler::finish(&mut config.runtime.handlers, options, &mut warnings).map_err(invalid)?;
+    parse::validate(&config).map_err(invalid)?;
+    Ok(Loaded { config, warnings })
+}
+
+/// What a first file imports that does not say, beside itself: where other tools put theirs.
+const DROP_INS: &str = "conf.d/*.toml";
+
+#[derive(Default)]
+struct Reading {
+    config: Config,
+    options: Options,
+    warnings: Vec<String>,
+    seen: BTreeSet<PathBuf>,
+}
+
+impl Reading {
+    /// A file, then what it imports. Each is read by the rules of its own version, so merging happens on the parsed
+    /// configuration: values that a file does not set keep what the files before it said.
+    fn file(&mut self, path: &Path, text: &str, default_import: Option<&str>) -> Result<(), ConfigError> {
+        // A file that is imported twice, or imports itself by a glob over its own directory, is read already.
+        if !self.seen.insert(path.to_owned()) {
+            return Ok(());
+        }
+        let table = table(path, text)?;
+        let imports = imported(path, &table, default_import)?;
+        parse::apply(table, &mut self.config, &mut self.options, &mut self.warnings)
+            .map_err(|what| ConfigError::Invalid { path: path.to_owned(), what })?;
+        for import in imports {
+            let text =
+                fs::read_to_string(&import).map_err(|source| ConfigError::Read { path: import.clone(), source })?;
+            self.file(&import, &text, None)?;
+        }
+        Ok(())
     }
-    handler::finish(&mut loaded.runtime.handlers, options, &mut warnings)
-        .map_err(|what| ConfigError::Invalid { path: path.to_owned(), what })?;
-    parse::validate(&loaded).map_err(|what| ConfigError::Invalid { path: path.to_owned(), what })?;
-    Ok(Loaded { config: loaded, warnings })
 }
 
 fn table(path: &Path, text: &str) -> Result<Table, ConfigError> {
@@ -44,18 +66,18 @@ fn table(path: &Path, text: &str) -> Result<Table, ConfigError> {
 }
 
 /// The files that `imports` names: relative to the importing file, at most one `*` in the last component, sorted.
-fn imported(path: &Path, table: &Table) -> Result<Vec<PathBuf>, ConfigError> {
+fn imported(path: &Path, table: &Table, default: Option<&str>) -> Result<Vec<PathBuf>, ConfigError> {
     let invalid = |what: String| ConfigError::Invalid { path: path.to_owned(), what };
-    let Some(value) = table.get("imports") else { return Ok(Vec::new()) };
-    let Value::Array(patterns) = value else { return Err(invalid("imports must be an array of paths".into())) };
+    let default = Value::Array(default.into_iter().map(Value::from).collect());
+    let Value::Array(patterns) = table.get("imports").unwrap_or(&default) else {
+        return Err(invalid("imports must be an array of paths".into()));
+    };
     let mut files = Vec::new();
     for pattern in patterns {
         let Value::String(pattern) = pattern else { return Err(invalid("imports must be an array of paths".into())) };
         let full = path.parent().unwrap_or(Path::new("/")).join(pattern);
         files.extend(expand(&full).map_err(|source| ConfigError::Read { path: full.clone(), source })?);
     }
-    // A file that imports itself (by a glob over its own directory) is already read.
-    files.retain(|file| file != path);
     Ok(files)
 }
 

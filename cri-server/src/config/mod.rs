@@ -4,10 +4,14 @@
 //! `parse.rs` knows where each version of the format keeps each key. The defaults are `Config::default()` here, and
 //! `deploy/config.toml` documents them; a test holds the two together.
 
+mod deprecated;
 mod handler;
 mod load;
 mod parse;
+#[cfg(test)]
+mod real_files;
 mod registry;
+mod runtime;
 mod section;
 #[cfg(test)]
 mod tests;
@@ -19,6 +23,7 @@ use image_service::{hosts::Mirrors, policy::PolicyConfig};
 use sandbox::{RuntimeOptions, nri::ValidatorConfig};
 use thiserror::Error;
 
+pub(crate) use deprecated::deprecations;
 pub(crate) use load::load;
 
 /// The documented default configuration, as `windlass config default` prints it.
@@ -133,6 +138,17 @@ pub(crate) struct Handler {
     pub(crate) pod_annotations: Vec<String>,
     pub(crate) container_annotations: Vec<String>,
     pub(crate) privileged_without_host_devices: bool,
+    /// Privileged containers may still use every device that they make themselves.
+    pub(crate) all_devices_allowed: bool,
+    pub(crate) cgroup_writable: bool,
+    /// An OCI spec in place of the defaults; empty is none.
+    pub(crate) base_runtime_spec: PathBuf,
+    /// Networks of its own; empty is none.
+    pub(crate) cni_conf_dir: PathBuf,
+    /// As [`Cni::max_conf_num`].
+    pub(crate) cni_max_conf_num: usize,
+    /// The sandbox image has to be on the node.
+    pub(crate) disable_pause_image_pull: bool,
     pub(crate) options: RuntimeOptions,
 }
 
@@ -140,6 +156,8 @@ pub(crate) struct Handler {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cni {
     pub(crate) bin_dirs: Vec<PathBuf>,
+    /// They were given by the older `bin_dir`.
+    pub(crate) single_bin_dir: bool,
     pub(crate) conf_dir: PathBuf,
     /// 0 loads all.
     pub(crate) max_conf_num: usize,
@@ -170,6 +188,23 @@ pub(crate) struct Runtime {
     pub(crate) unprivileged_icmp: bool,
     /// CheckpointContainer, which writes what a container has in memory to a file (`enable_criu`).
     pub(crate) checkpoints: bool,
+    /// `/proc` is masked as by default, whatever CRI says.
+    pub(crate) disable_proc_mount: bool,
+    /// Devices belong to the user and group that the container runs as.
+    pub(crate) device_ownership: bool,
+    /// Limits of huge pages are left out.
+    pub(crate) disable_hugetlb: bool,
+    /// They are left out where the host has no controller for them, which is an error otherwise.
+    pub(crate) tolerate_missing_hugetlb: bool,
+    /// How long ExecSync waits for output that others than its command hold open; zero is the daemon's own limit.
+    pub(crate) drain_exec_sync: Duration,
+    /// Annotations for block IO and RDT classes are passed over instead of refused.
+    pub(crate) ignore_blockio: bool,
+    pub(crate) ignore_rdt: bool,
+    /// Ids of deprecations that Status does not tell.
+    pub(crate) ignored_deprecations: Vec<String>,
+    /// `runtime_platforms`: the snapshotter of a handler that names none itself.
+    pub(crate) platform_snapshotters: BTreeMap<String, String>,
 }
 
 /// The server of Exec, Attach and PortForward.
@@ -297,6 +332,7 @@ impl Default for Runtime {
             handlers: BTreeMap::from([("runc".to_owned(), Handler::default())]),
             cni: Cni {
                 bin_dirs: vec!["/opt/cni/bin".into()],
+                single_bin_dir: false,
                 conf_dir: "/etc/cni/net.d".into(),
                 max_conf_num: 1,
                 setup_serially: false,
@@ -315,6 +351,15 @@ impl Default for Runtime {
             unprivileged_ports: true,
             unprivileged_icmp: true,
             checkpoints: true,
+            disable_proc_mount: false,
+            device_ownership: false,
+            disable_hugetlb: false,
+            tolerate_missing_hugetlb: true,
+            drain_exec_sync: Duration::ZERO,
+            ignore_blockio: false,
+            ignore_rdt: false,
+            ignored_deprecations: Vec::new(),
+            platform_snapshotters: BTreeMap::new(),
         }
     }
 }
@@ -328,6 +373,12 @@ impl Default for Handler {
             pod_annotations: Vec::new(),
             container_annotations: Vec::new(),
             privileged_without_host_devices: false,
+            all_devices_allowed: false,
+            cgroup_writable: false,
+            base_runtime_spec: PathBuf::new(),
+            cni_conf_dir: PathBuf::new(),
+            cni_max_conf_num: 0,
+            disable_pause_image_pull: false,
             options: RuntimeOptions::default(),
         }
     }

@@ -5,20 +5,21 @@ use std::path::PathBuf;
 
 use toml::Table;
 
-use super::{Config, LogFormat, StreamTls, handler, handler::Options, registry, section::Section};
+use super::{Config, LogFormat, StreamTls, handler, handler::Options, registry, runtime::runtime, section::Section};
 
-/// Top-level keys of containerd that have no meaning here, or none yet.
-const ACCEPTED: &[&str] = &[
-    "imports",
-    "temp",
-    "plugin_dir",
-    "disabled_plugins",
-    "required_plugins",
-    "metrics",
-    "cgroup",
-    "timeouts",
-    "proxy_plugins",
-    "stream_processors",
+/// Top-level keys that are read elsewhere, or ask for what is the case anyway. Stream processors decrypt layers, and an
+/// encrypted layer is refused by name when it is pulled.
+const ACCEPTED: &[&str] = &["imports", "required_plugins", "stream_processors"];
+
+/// `timeouts`, with containerd's defaults. Everything here has a deadline of its own.
+const TIMEOUTS: [(&str, &str); 7] = [
+    ("io.containerd.timeout.bolt.open", "0s"),
+    ("io.containerd.timeout.cri.defercleanup", "1m0s"),
+    ("io.containerd.timeout.metrics.shimstats", "2s"),
+    ("io.containerd.timeout.shim.cleanup", "5s"),
+    ("io.containerd.timeout.shim.load", "5s"),
+    ("io.containerd.timeout.shim.shutdown", "3s"),
+    ("io.containerd.timeout.task.state", "2s"),
 ];
 
 /// Puts what `table` says into `config`; what it does not say stays as it was.
@@ -33,7 +34,9 @@ pub(super) fn apply(
     let mut top = Section::top(table);
     let mut version: i64 = 1;
     top.number("version", &mut version)?;
-    if !(2..=4).contains(&version) {
+    // Version 1 had other names for plugins, and the same for all else.
+    let readable = (2..=4).contains(&version) || version == 1 && top.is_without("plugins");
+    if !readable {
         return Err(format!(
             "version {version} is not supported; write the file in version 2, 3 or 4 and say so by `version = 2` (a file without it is version 1)"
         ));
@@ -74,7 +77,38 @@ pub(super) fn apply(
     // What is left below `plugins` belongs to plugins that this daemon does not have; containerd's own default file
     // carries dozens, so they are no news to anyone.
     top.accept(ACCEPTED);
+    without_effect(&mut top, warnings)?;
     top.unknown(warnings);
+    Ok(())
+}
+
+/// Top-level keys that containerd acts on and this daemon does not; at their defaults they are no news.
+fn without_effect(top: &mut Section, warnings: &mut Vec<String>) -> Result<(), String> {
+    top.fixed("temp", "", "set TMPDIR for the service instead", warnings);
+    top.fixed("plugin_dir", "", "plugins cannot be loaded into this daemon", warnings);
+    top.fixed(
+        "proxy_plugins",
+        Table::new(),
+        "snapshotters and content stores of other processes are not supported",
+        warnings,
+    );
+    let mut disabled = Vec::new();
+    top.strings("disabled_plugins", &mut disabled)?;
+    if disabled.iter().any(|name| ["cri", "io.containerd.grpc.v1.cri"].contains(&name.as_str())) {
+        warnings.push("disabled_plugins names CRI, which is what this daemon is for: it is served all the same".into());
+    }
+    let mut metrics = top.section("metrics")?;
+    metrics.fixed("address", "", "metrics of the daemon itself are not built yet", warnings);
+    metrics.accept(&["grpc_histogram"]);
+    metrics.unknown(warnings);
+    let mut cgroup = top.section("cgroup")?;
+    cgroup.fixed("path", "", "the service manager puts the daemon into its cgroup", warnings);
+    cgroup.unknown(warnings);
+    let mut timeouts = top.section("timeouts")?;
+    for (name, default) in TIMEOUTS {
+        timeouts.fixed(name, default, "deadlines are fixed", warnings);
+    }
+    timeouts.unknown(warnings);
     Ok(())
 }
 
@@ -93,6 +127,11 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
             runtime.default_handler,
             names.join(", ")
         ));
+    }
+    handler::validate(&runtime.handlers)?;
+    let mut platforms = runtime.platform_snapshotters.keys();
+    if let Some(name) = platforms.find(|name| !runtime.handlers.contains_key(*name)) {
+        return Err(format!("runtime_platforms.{name}: no runtime of that name is configured"));
     }
     if !["", "ipv4", "ipv6", "cni"].contains(&runtime.cni.ip_pref.as_str()) {
         return Err(format!("cni.ip_pref must be ipv4, ipv6 or cni, not {:?}", runtime.cni.ip_pref));
@@ -125,7 +164,11 @@ fn stream_pair(tls: &StreamTls) -> Result<(), String> {
 }
 
 fn log(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
-    section.string("level", &mut config.log.level)?;
+    let mut level = String::new();
+    section.string("level", &mut level)?;
+    if !level.is_empty() {
+        config.log.level = level;
+    }
     if config.log.level == "fatal" || config.log.level == "panic" {
         config.log.level = "error".to_owned();
     }
@@ -140,7 +183,8 @@ fn log(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) ->
         "json" => config.log.format = LogFormat::Json,
         other => return Err(format!("debug.format must be text or json, not {other:?}")),
     }
-    section.accept(&["address", "uid", "gid", "log_trace_id"]);
+    section.fixed("address", "", "there is no debug socket", warnings);
+    section.accept(&["uid", "gid", "log_trace_id"]);
     section.unknown(warnings);
     Ok(())
 }
@@ -184,7 +228,7 @@ fn streaming(mut cri: Section, config: &mut Config, warnings: &mut Vec<String>) 
     pair.path_value("tls_cert_file", &mut streaming.tls.certificate)?;
     pair.path_value("tls_key_file", &mut streaming.tls.key)?;
     pair.unknown(warnings);
-    cri.accept(&["disable_tcp_service"]);
+    cri.fixed("disable_tcp_service", true, "CRI is served on the unix socket alone", warnings);
     cri.unknown(warnings);
     Ok(())
 }
@@ -230,7 +274,7 @@ fn images_v2(
     let images = &mut config.images;
     containerd.string("snapshotter", &mut images.snapshotter)?;
     containerd.pending(&["discard_unpacked_layers"], warnings);
-    containerd.accept(&["disable_snapshot_annotations"]);
+    containerd.fixed("disable_snapshot_annotations", true, NO_ANNOTATIONS, warnings);
     cri.string("sandbox_image", &mut images.pause_image)?;
     shared_image_keys(cri, config, warnings)
 }
@@ -255,10 +299,31 @@ fn images(mut section: Section, config: &mut Config, warnings: &mut Vec<String>)
         others.push(reference);
     }
     config.images.pinned.extend(others);
-    section.pending(&["discard_unpacked_layers", "runtime_platforms"], warnings);
-    section.accept(&["disable_snapshot_annotations", "use_local_image_pull"]);
+    section.pending(&["discard_unpacked_layers"], warnings);
+    section.fixed("disable_snapshot_annotations", true, NO_ANNOTATIONS, warnings);
+    section.fixed("stats_collect_period", 10, "layers are measured every ten seconds", warnings);
+    // Both values pull in the daemon: there is no other way here.
+    section.accept(&["use_local_image_pull"]);
+    platforms(section.section("runtime_platforms")?, config, warnings)?;
     shared_image_keys(&mut section, config, warnings)?;
     section.unknown(warnings);
+    Ok(())
+}
+
+const NO_ANNOTATIONS: &str = "no snapshotter here reads them";
+
+/// `runtime_platforms.<handler>`: where the images of a handler are unpacked.
+fn platforms(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    for name in section.names() {
+        let mut platform = section.named_section(&name)?;
+        let mut snapshotter = String::new();
+        platform.string("snapshotter", &mut snapshotter)?;
+        if !snapshotter.is_empty() {
+            config.runtime.platform_snapshotters.insert(name, snapshotter);
+        }
+        platform.fixed("platform", "", "images are of the node's own platform", warnings);
+        platform.unknown(warnings);
+    }
     Ok(())
 }
 
@@ -269,92 +334,8 @@ fn shared_image_keys(section: &mut Section, config: &mut Config, warnings: &mut 
     registry::registry(section.section("registry")?, images, warnings)?;
     section.number("concurrent_layer_fetch_buffer", &mut images.layer_fetch_buffer)?;
     section.boolean("image_pull_with_sync_fs", &mut images.waits_for_disk)?;
-    section.accept(&["image_decryption", "stats_collect_period"]);
-    Ok(())
-}
-
-fn runtime(
-    section: &mut Section,
-    mut containerd: Section,
-    config: &mut Config,
-    options: &mut Options,
-    warnings: &mut Vec<String>,
-) -> Result<(), String> {
-    let runtime = &mut config.runtime;
-    section.number("max_container_log_line_size", &mut runtime.max_log_line)?;
-    section.boolean("restrict_oom_score_adj", &mut runtime.restrict_oom_score_adj)?;
-    section.string("unset_seccomp_profile", &mut runtime.unset_seccomp_profile)?;
-    section.boolean("disable_apparmor", &mut runtime.disable_apparmor)?;
-    section.boolean("enable_cdi", &mut runtime.enable_cdi)?;
-    let mut dirs = Vec::new();
-    section.strings("cdi_spec_dirs", &mut dirs)?;
-    if let Some(bad) = dirs.iter().find(|dir| !dir.starts_with('/')) {
-        return Err(format!("{} must be absolute paths, not {bad:?}", section.path("cdi_spec_dirs")));
-    }
-    if !dirs.is_empty() {
-        runtime.cdi_spec_dirs = dirs.into_iter().map(PathBuf::from).collect();
-    }
-    section.boolean("netns_mounts_under_state_dir", &mut runtime.netns_under_state)?;
-    section.boolean("enable_unprivileged_ports", &mut runtime.unprivileged_ports)?;
-    section.boolean("enable_unprivileged_icmp", &mut runtime.unprivileged_icmp)?;
-    section.boolean("ignore_image_defined_volumes", &mut runtime.ignore_image_volumes)?;
-    section.boolean("enable_criu", &mut runtime.checkpoints)?;
-    section.boolean("enable_selinux", &mut runtime.enable_selinux)?;
-    section.number("selinux_category_range", &mut runtime.selinux_category_range)?;
-    // Kernels and policies know 1024; a pod takes two.
-    if !(2..=1024).contains(&runtime.selinux_category_range) {
-        return Err(format!("{} must be 2 to 1024", section.path("selinux_category_range")));
-    }
-    section.pending(&["disable_proc_mount", "device_ownership_from_security_context"], warnings);
-    section.accept(&[
-        "tolerate_missing_hugetlb_controller",
-        "disable_hugetlb_controller",
-        "drain_exec_sync_io_timeout",
-        "ignore_deprecation_warnings",
-        "stats_collect_period",
-        "stats_retention_period",
-        "disable_cgroup",
-    ]);
-    cni(section.section("cni")?, config, warnings)?;
-    containerd.string("default_runtime_name", &mut config.runtime.default_handler)?;
-    let mut runtimes = containerd.section("runtimes")?;
-    for name in runtimes.names() {
-        let before = config.runtime.handlers.remove(&name).unwrap_or_default();
-        let handler = handler::parse(&name, runtimes.named_section(&name)?, before, options, warnings)?;
-        config.runtime.handlers.insert(name, handler);
-    }
-    containerd.accept(&[
-        "ignore_blockio_not_enabled_errors",
-        "ignore_rdt_not_enabled_errors",
-        "no_pivot",
-        "default_runtime",
-        "untrusted_workload_runtime",
-        "disable_snapshot_annotations",
-        "discard_unpacked_layers",
-        "snapshotter",
-    ]);
-    containerd.unknown(warnings);
-    Ok(())
-}
-
-fn cni(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
-    let cni = &mut config.runtime.cni;
-    let mut single = PathBuf::new();
-    section.path_value("bin_dir", &mut single)?;
-    if single != PathBuf::new() {
-        cni.bin_dirs = vec![single];
-    }
-    let mut several = Vec::new();
-    section.strings("bin_dirs", &mut several)?;
-    if !several.is_empty() {
-        cni.bin_dirs = several.into_iter().map(PathBuf::from).collect();
-    }
-    section.path_value("conf_dir", &mut cni.conf_dir)?;
-    section.number("max_conf_num", &mut cni.max_conf_num)?;
-    section.boolean("setup_serially", &mut cni.setup_serially)?;
-    section.string("ip_pref", &mut cni.ip_pref)?;
-    section.pending(&["conf_template"], warnings);
-    section.accept(&["use_internal_loopback"]);
-    section.unknown(warnings);
+    let mut decryption = section.section("image_decryption")?;
+    decryption.fixed("key_model", "node", "encrypted images are not supported", warnings);
+    decryption.unknown(warnings);
     Ok(())
 }

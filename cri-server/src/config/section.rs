@@ -65,6 +65,11 @@ impl Section {
         Section { path: path.to_owned(), table, known: Vec::new() }
     }
 
+    /// Whether nothing is said under this key.
+    pub(super) fn is_without(&self, key: &str) -> bool {
+        !self.table.contains_key(key)
+    }
+
     /// The names left in this table.
     pub(super) fn names(&self) -> Vec<String> {
         self.table.keys().cloned().collect()
@@ -202,6 +207,26 @@ impl Section {
                 warnings.push(format!("{} is not supported yet and has no effect", self.path(key)));
             }
         }
+    }
+
+    /// Marks a key that can be nothing but its default here: anything else is a warning that says why.
+    pub(super) fn fixed(
+        &mut self,
+        key: &'static str,
+        default: impl Into<Value>,
+        why: &str,
+        warnings: &mut Vec<String>,
+    ) {
+        let Some(value) = self.take(key) else { return };
+        let off = matches!(&value, Value::Array(values) if values.is_empty());
+        if value != default.into() && !off {
+            warnings.push(format!("{} has no effect: {why}", self.path(key)));
+        }
+    }
+
+    /// Whether the value under this key is a whole number.
+    pub(super) fn is_number(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(Value::is_integer)
     }
 
     /// Marks keys that have no meaning here, or whose default is what this daemon does; they are accepted in silence.

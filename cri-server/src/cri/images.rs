@@ -60,7 +60,7 @@ impl Cri {
             namespace: self.namespace.clone(),
             reference: parse_name(image.image, "image.image")?,
             credentials: parse_credentials(request.auth),
-            snapshotter: self.config.runtime.handlers.get(handler).and_then(|handler| handler.snapshotter.clone()),
+            snapshotter: self.pods.handlers().get(handler).and_then(|handler| handler.snapshotter.clone()),
         };
         let pulled = self.images.pull(request).await.map_err(|error| match error {
             PullError::Reference { .. } => invalid("image.image", chain(&error)),

@@ -13,6 +13,7 @@ mod images;
 mod list;
 mod metrics;
 mod node;
+mod node_info;
 mod pods;
 mod runtime_service;
 mod stats;

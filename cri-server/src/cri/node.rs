@@ -7,6 +7,7 @@ use sandbox::RuntimeOptions;
 use serde_json::json;
 
 use super::Cri;
+use crate::config::deprecations;
 
 impl Cri {
     /// Four fields, all of which the kubelet requires. The name is containerd's, because cAdvisor and monitoring tools
@@ -28,6 +29,7 @@ impl Cri {
             reason: reason.to_owned(),
             message,
         };
+        let info = if request.verbose { self.node_info(&network).await } else { HashMap::new() };
         let network = match &network {
             Ok(()) => condition("NetworkReady", true, "", String::new()),
             Err(error) => {
@@ -35,10 +37,16 @@ impl Cri {
                 condition("NetworkReady", false, "NetworkPluginNotReady", message)
             }
         };
-        let info = if request.verbose { self.node_info(&network) } else { HashMap::new() };
+        // containerd's name, by which tools look for it.
+        let kind = "ContainerdHasNoDeprecationWarnings";
+        let deprecated = deprecations(&self.config);
+        let deprecated = match deprecated.is_empty() {
+            true => condition(kind, true, "", String::new()),
+            false => condition(kind, false, "ContainerdHasDeprecationWarnings", json!(deprecated).to_string()),
+        };
         cri::StatusResponse {
             status: Some(cri::RuntimeStatus {
-                conditions: vec![condition("RuntimeReady", true, "", String::new()), network],
+                conditions: vec![condition("RuntimeReady", true, "", String::new()), network, deprecated],
             }),
             info,
             runtime_handlers: self.handlers(),
@@ -62,25 +70,6 @@ impl Cri {
         };
         all.map(|(name, handler)| cri::RuntimeHandler { name: name.to_owned(), features: Some(features(handler)) })
             .collect()
-    }
-
-    fn node_info(&self, network: &cri::RuntimeCondition) -> HashMap<String, String> {
-        let cni = &self.config.runtime.cni;
-        let config = json!({
-            "root": self.config.root,
-            "state": self.config.state,
-            "containerdEndpoint": self.config.grpc.address,
-            "snapshotter": self.config.images.snapshotter,
-            "sandboxImage": self.config.images.pause_image,
-            "defaultRuntimeName": self.config.runtime.default_handler,
-            "cni": {"binDirs": cni.bin_dirs, "confDir": cni.conf_dir, "maxConfNum": cni.max_conf_num},
-        });
-        let last = if network.status { "OK".to_owned() } else { network.message.clone() };
-        HashMap::from([
-            ("config".to_owned(), config.to_string()),
-            ("runtimeVersion".to_owned(), json!(crate::VERSION).to_string()),
-            ("lastCNILoadStatus".to_owned(), last),
-        ])
     }
 
     /// The kubelet adopts this driver, so it must be what the default handler's pods get. A runtime of another kind than

@@ -33,23 +33,30 @@ impl Cri {
             return Err(invalid("runtime_handler", what));
         }
         spec.seccomp = self.seccomp_of(spec.seccomp)?;
-        let pause = self.pause_image().await?;
+        let pause = self.pause_image(&spec.handler).await?;
         let image = to_sandbox_image(&pause, self.config.images.pause_image.clone());
         let id = self.pods.run(spec, image).await.map_err(sandbox_status)?;
         Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
     }
 
-    /// The sandbox image, pulled now if the node does not have it yet.
-    async fn pause_image(&self) -> Result<Arc<Image>, Status> {
+    /// The sandbox image, pulled now if the node does not have it yet and the handler lets it.
+    async fn pause_image(&self, handler: &str) -> Result<Arc<Image>, Status> {
         let reference = &self.config.images.pause_image;
         if let Some(image) = self.images.resolve(&self.namespace, reference) {
             return Ok(image);
+        }
+        let runtime = &self.config.runtime;
+        let name = if handler.is_empty() { &runtime.default_handler } else { handler };
+        if runtime.handlers.get(name).is_some_and(|handler| handler.disable_pause_image_pull) {
+            return Err(Status::not_found(format!(
+                "sandbox image {reference} is not on the node, and runtime {name} has disable_pause_image_pull"
+            )));
         }
         let request = PullRequest {
             namespace: self.namespace.clone(),
             reference: reference.clone(),
             credentials: None,
-            snapshotter: None,
+            snapshotter: self.pods.handlers().get(name).and_then(|handler| handler.snapshotter.clone()),
         };
         self.images.pull(request).await.map_err(|error| {
             let status = pull_status(error);

@@ -5,13 +5,14 @@
 //! changed or removed configuration does not keep old pods from being detached.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use futures_util::future::{BoxFuture, join_all};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -55,6 +56,8 @@ pub struct CniConfig {
     pub ip_pref: IpPreference,
     /// One network after the other.
     pub setup_serially: bool,
+    /// Handlers with networks of their own: the directory, and how many to load.
+    pub handlers: BTreeMap<String, (PathBuf, usize)>,
     /// For each run of a plugin.
     pub deadline: Duration,
 }
@@ -69,6 +72,7 @@ impl Default for CniConfig {
             cache_dir: "/var/lib/cni".into(),
             ip_pref: IpPreference::default(),
             setup_serially: false,
+            handlers: BTreeMap::new(),
             deadline: Duration::from_secs(120),
         }
     }
@@ -83,6 +87,8 @@ pub struct Cni {
 #[derive(Debug)]
 struct Inner {
     loader: Loader,
+    /// By handler.
+    own_loaders: BTreeMap<String, Loader>,
     plugins: Plugins,
     cache: Cache,
     runs: Runs,
@@ -93,9 +99,11 @@ impl Cni {
     /// Nothing is read yet: a missing configuration is no error before it is needed.
     pub fn new(config: CniConfig) -> Cni {
         let loader = Loader::new(config.conf_dir.clone(), config.max_conf_num);
+        let own = config.handlers.iter().map(|(name, (dir, max))| (name.clone(), Loader::new(dir.clone(), *max)));
+        let own_loaders = own.collect();
         let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), deadline: config.deadline };
         let cache = Cache::new(&config.cache_dir);
-        Cni { inner: Arc::new(Inner { loader, plugins, cache, runs: Runs::default(), config }) }
+        Cni { inner: Arc::new(Inner { loader, own_loaders, plugins, cache, runs: Runs::default(), config }) }
     }
 
     /// Asks the plugins whether a pod's attachments are as they left them.
@@ -106,7 +114,34 @@ impl Cni {
 
 impl Network for Cni {
     fn ready(&self) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.inner.ready())
+        Box::pin(self.inner.ready(""))
+    }
+
+    fn handlers_ready(&self) -> BoxFuture<'_, Vec<(String, Result<(), Error>)>> {
+        let each = self.inner.own_loaders.keys().map(async |name| (name.clone(), self.inner.ready(name).await));
+        Box::pin(join_all(each))
+    }
+
+    fn describe(&self) -> BoxFuture<'_, Value> {
+        Box::pin(async move {
+            // A configuration that cannot be read has no networks; `ready` tells why.
+            let networks = self.inner.load("").await.unwrap_or_default();
+            let shown = networks.iter().enumerate().map(|(at, network)| {
+                let plugins = network.plugins.iter().map(
+                    |plugin| json!({"Network": plugin.conf, "Source": Value::Object(plugin.conf.clone()).to_string()}),
+                );
+                json!({
+                    "Config": {
+                        "Name": network.name,
+                        "CNIVersion": network.version.as_str(),
+                        "Plugins": plugins.collect::<Vec<_>>(),
+                        "Source": String::from_utf8_lossy(&network.bytes),
+                    },
+                    "IFName": interface(at),
+                })
+            });
+            Value::Array(shown.collect())
+        })
     }
 
     fn attach(&self, pod: Attachment) -> BoxFuture<'_, Result<PodNetwork, Error>> {
@@ -123,17 +158,21 @@ impl Network for Cni {
 }
 
 impl Inner {
-    /// The networks as configured now; none is no error.
-    async fn load(self: &Arc<Self>) -> Result<Arc<Vec<NetworkList>>, Error> {
-        let this = Arc::clone(self);
-        blocking(move || this.loader.load()).await
+    fn loader(&self, handler: &str) -> &Loader {
+        self.own_loaders.get(handler).unwrap_or(&self.loader)
     }
 
-    /// The networks as configured now, at least one.
-    async fn networks(self: &Arc<Self>) -> Result<Arc<Vec<NetworkList>>, Error> {
-        let networks = self.load().await?;
+    /// A handler's networks as configured now; none is no error.
+    async fn load(self: &Arc<Self>, handler: &str) -> Result<Arc<Vec<NetworkList>>, Error> {
+        let (this, handler) = (Arc::clone(self), handler.to_owned());
+        blocking(move || this.loader(&handler).load()).await
+    }
+
+    /// A handler's networks as configured now, at least one.
+    async fn networks(self: &Arc<Self>, handler: &str) -> Result<Arc<Vec<NetworkList>>, Error> {
+        let networks = self.load(handler).await?;
         if networks.is_empty() {
-            let dir = self.config.conf_dir.display();
+            let dir = self.config.handlers.get(handler).map_or(&self.config.conf_dir, |(dir, _)| dir).display();
             return Err(Error::Unavailable(format!("cni plugin not initialized: no network config found in {dir}")));
         }
         Ok(networks)
@@ -147,8 +186,9 @@ impl Inner {
         blocking(move || work(&this.cache)).await
     }
 
-    async fn ready(self: &Arc<Self>) -> Result<(), Error> {
-        for network in self.networks().await?.iter().filter(|network| network.version >= Version::V1_1) {
+    /// No handler is named so: the empty name is that of the networks of all others.
+    async fn ready(self: &Arc<Self>, handler: &str) -> Result<(), Error> {
+        for network in self.networks(handler).await?.iter().filter(|network| network.version >= Version::V1_1) {
             for plugin in &network.plugins {
                 let asked = self.plugins.status(network, plugin, STATUS_DEADLINE).await;
                 asked.map_err(|error| Error::Unavailable(format!("cni plugin not ready: {}", error.chain())))?;
@@ -159,7 +199,7 @@ impl Inner {
 
     async fn attach(self: &Arc<Self>, pod: &Attachment) -> Result<PodNetwork, Error> {
         let netns = pod.netns.clone().ok_or_else(|| Error::plain("attach a pod without a network namespace"))?;
-        let networks = self.networks().await?;
+        let networks = self.networks(&pod.handler).await?;
         let mut call = Call::new(pod)?;
         call.netns = text(&netns)?;
         blocking(move || loopback::up(&netns)).await?;
@@ -269,7 +309,7 @@ impl Inner {
     async fn owed(self: &Arc<Self>, pod: &Attachment) -> Result<Vec<(NetworkList, Owed)>, Error> {
         let id = pod.id.clone();
         let entries = self.with_cache(move |cache| cache.of_pod(&id)).await?;
-        let loaded = match self.load().await {
+        let loaded = match self.load(&pod.handler).await {
             Ok(loaded) => loaded,
             // The attachments are known, so nothing is lost by a configuration that cannot be read now.
             Err(_) if !entries.is_empty() => Arc::new(Vec::new()),

@@ -30,6 +30,8 @@ pub use cni::{Cni, CniConfig, IpPreference};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     pub id: Id,
+    /// The pod's runtime handler, which may have networks of its own.
+    pub handler: String,
     /// The pinned namespace. For detach it may be gone (`None`, or a path where nothing is any more).
     pub netns: Option<PathBuf>,
     pub name: PodName,
@@ -46,6 +48,16 @@ pub struct Attachment {
 pub trait Network: Send + Sync {
     /// Whether pods can be attached now; the error's text is what CRI's Status shows.
     fn ready(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// The same of every handler that has networks of its own.
+    fn handlers_ready(&self) -> BoxFuture<'_, Vec<(String, Result<(), Error>)>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+
+    /// The networks that pods get, as JSON for people.
+    fn describe(&self) -> BoxFuture<'_, serde_json::Value> {
+        Box::pin(std::future::ready(serde_json::Value::Array(Vec::new())))
+    }
 
     /// Gives the namespace its interfaces. Dropping it lets the plugins that run end by themselves and starts no others.
     fn attach(&self, pod: Attachment) -> BoxFuture<'_, Result<PodNetwork, Error>>;

@@ -94,6 +94,7 @@ impl Node {
 
     fn pod(&self) -> Attachment {
         Attachment {
+            handler: "runc".into(),
             id: self.id.clone(),
             netns: Some(self.netns()),
             name: PodName { name: "web".into(), namespace: "prod".into(), uid: "u-1".into(), attempt: 0 },

@@ -74,14 +74,18 @@ pub fn default_set() -> HashSet<Capability> {
     DEFAULT.into_iter().collect()
 }
 
-/// The default set as `request` changes it: `ALL` first (add, then drop), then single additions, then single removals,
+/// The set to begin with as `request` changes it: `ALL` first (add, then drop), then single additions, then single removals,
 /// so that adding one and dropping `ALL` leaves that one.
-pub fn effective(request: &Capabilities, bounding: &[Capability]) -> Result<HashSet<Capability>, Error> {
+pub fn effective(
+    start: HashSet<Capability>,
+    request: &Capabilities,
+    bounding: &[Capability],
+) -> Result<HashSet<Capability>, Error> {
     let (all_added, added) = parse_list(&request.add)?;
     let (all_dropped, dropped) = parse_list(&request.drop)?;
     // Checked, though not granted: containerd clears the ambient set as well, and clients know it so.
     parse_list(&request.add_ambient)?;
-    let mut set = default_set();
+    let mut set = start;
     if all_added {
         set = bounding.iter().copied().collect();
     }
@@ -136,7 +140,7 @@ mod tests {
         let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let request = Capabilities { add: list(add), drop: list(drop), add_ambient: Vec::new() };
         let bounding = [Capability::Chown, Capability::NetAdmin, Capability::SysAdmin];
-        match effective(&request, &bounding) {
+        match effective(default_set(), &request, &bounding) {
             Ok(set) => {
                 let mut names: Vec<String> = set.iter().map(ToString::to_string).collect();
                 names.sort();

@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::{Capability, Linux, LinuxResources, Process, Root, Spec};
+use oci_spec::runtime::{
+    Capability, Linux, LinuxResources, Process, Root, Spec, get_default_maskedpaths, get_default_readonly_paths,
+};
 
 use super::{
-    ContainerInput, annotations, apparmor, args, capabilities, cgroup, devices, env, mounts, namespaces, pod,
+    ContainerInput, annotations, apparmor, args, base, capabilities, cgroup, devices, env, mounts, namespaces, pod,
     resources, seccomp,
 };
 use crate::error::Error;
@@ -55,8 +57,11 @@ fn check(input: &ContainerInput<'_>) -> Result<(), Error> {
             "mount {at}: uid_mappings and gid_mappings: the runtime or the kernel has no mapped mounts"
         )));
     }
-    let class = |prefix: &str| container.annotations.keys().find(|name| name.starts_with(prefix));
-    if let Some(name) = class("blockio.resources.beta.kubernetes.io/").or(class("rdt.resources.beta.kubernetes.io/")) {
+    let class =
+        |prefix: &str, ignored: bool| container.annotations.keys().find(|name| name.starts_with(prefix) && !ignored);
+    let classes = class("blockio.resources.beta.kubernetes.io/", input.handler.ignore_blockio)
+        .or(class("rdt.resources.beta.kubernetes.io/", input.handler.ignore_rdt));
+    if let Some(name) = classes {
         return Err(Error::Unsupported(format!("annotation {name}: block IO and RDT classes are not supported")));
     }
     Ok(())
@@ -66,7 +71,9 @@ fn granted(input: &ContainerInput<'_>) -> Result<HashSet<Capability>, Error> {
     if input.container.privileged {
         return Ok(input.host.capabilities.iter().copied().collect());
     }
-    capabilities::effective(&input.container.capabilities, &input.host.capabilities)
+    let start = input.handler.base_spec.as_deref().and_then(base::capabilities);
+    let start = start.unwrap_or_else(capabilities::default_set);
+    capabilities::effective(start, &input.container.capabilities, &input.host.capabilities)
 }
 
 fn process(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Process, Error> {
@@ -110,6 +117,7 @@ fn all_mounts(input: &ContainerInput<'_>) -> Vec<oci_spec::runtime::Mount> {
         sys_writable: container.privileged,
         cgroup: Some(mounts::CgroupMount { writable }),
     });
+    let defaults = base::mounts(input.handler.base_spec.as_deref(), container.privileged, defaults);
     mounts::merge(defaults, mounts::container_files(input.files, container.readonly_rootfs), input.mounts)
 }
 
@@ -134,7 +142,11 @@ fn linux(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Li
         },
     )?;
     // kubelet sends the lists it wants, so an empty one means none, not the default.
-    let paths = |paths: &Vec<String>| (!container.privileged && !paths.is_empty()).then(|| paths.clone());
+    let paths = |paths: &Vec<String>, default: fn() -> Vec<String>| match input.handler.disable_proc_mount {
+        _ if container.privileged => None,
+        true => Some(default()),
+        false => (!paths.is_empty()).then(|| paths.clone()),
+    };
     let (uids, gids) = namespaces::mappings(&container.namespaces);
     let mut linux = Linux::default();
     linux
@@ -144,8 +156,8 @@ fn linux(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Li
         .set_cgroups_path(Some(cgroup::path(&input.pod.cgroup_parent, input.id, input.handler.systemd_cgroup)?))
         .set_resources(Some(limits(input)?))
         .set_devices(devices::nodes(input.devices))
-        .set_masked_paths(paths(&container.masked_paths))
-        .set_readonly_paths(paths(&container.readonly_paths))
+        .set_masked_paths(paths(&container.masked_paths, get_default_maskedpaths))
+        .set_readonly_paths(paths(&container.readonly_paths, get_default_readonly_paths))
         .set_rootfs_propagation(mounts::rootfs_propagation(input.mounts))
         .set_seccomp(filter);
     Ok(linux)

@@ -42,7 +42,12 @@ pub fn resolve(container: &ContainerSpec, handler: &HandlerOptions) -> Result<Ve
         walk(root, root, "rwm", &mut found).map_err(|error| Error::failed("list the host's devices", error))?;
     }
     for device in &container.devices {
-        for resolved in named(device)? {
+        for mut resolved in named(device)? {
+            if handler.device_ownership {
+                // Root can use any device: the host's owner stays, as containerd leaves it.
+                resolved.uid = container.run_as.user.filter(|user| *user != 0).unwrap_or(resolved.uid);
+                resolved.gid = container.run_as.group.filter(|group| *group != 0).unwrap_or(resolved.gid);
+            }
             // What is named explicitly replaces what came with the host's /dev.
             found.retain(|other: &ResolvedDevice| other.path != resolved.path);
             found.push(resolved);

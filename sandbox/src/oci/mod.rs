@@ -4,7 +4,10 @@
 //! [`mounts::resolve_sources`], [`devices::resolve`], [`seccomp::read_profile`], [`crate::host::Host::read`].
 //! What CRI asks and we cannot do is refused by name ([`Error::Unsupported`]), never left out.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
@@ -17,6 +20,7 @@ use crate::{
 pub mod annotations;
 pub mod apparmor;
 pub mod args;
+pub mod base;
 pub mod capabilities;
 pub mod cgroup;
 mod container;
@@ -60,6 +64,16 @@ pub struct HandlerOptions {
     pub pod_annotations: Vec<String>,
     /// `container_annotations`: the same of containers.
     pub container_annotations: Vec<String>,
+    /// `disable_proc_mount`: the default masked and read-only paths, whatever CRI says.
+    pub disable_proc_mount: bool,
+    /// `device_ownership_from_security_context`
+    pub device_ownership: bool,
+    /// `ignore_blockio_not_enabled_errors`
+    pub ignore_blockio: bool,
+    /// `ignore_rdt_not_enabled_errors`
+    pub ignore_rdt: bool,
+    /// `base_runtime_spec`
+    pub base_spec: Option<Arc<Spec>>,
 }
 
 /// The files of a pod that its containers see.
@@ -124,10 +138,12 @@ pub struct ContainerInput<'a> {
 
 /// The spec of a pod's pause container.
 pub fn pod(input: &PodInput<'_>) -> Result<Spec, Error> {
-    pod::spec(input)
+    let spec = pod::spec(input)?;
+    input.handler.base_spec.iter().try_fold(spec, |spec, base| base::complete(base, spec))
 }
 
 /// The spec of a container.
 pub fn container(input: &ContainerInput<'_>) -> Result<Spec, Error> {
-    container::spec(input)
+    let spec = container::spec(input)?;
+    input.handler.base_spec.iter().try_fold(spec, |spec, base| base::complete(base, spec))
 }

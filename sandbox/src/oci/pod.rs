@@ -3,8 +3,8 @@
 use oci_spec::runtime::{Linux, Process, Root, Spec, User, get_default_maskedpaths, get_default_readonly_paths};
 
 use super::{
-    PodInput, annotations, apparmor, args, capabilities, cgroup, devices, env, mounts, namespaces, resources, seccomp,
-    sysctls,
+    PodInput, annotations, apparmor, args, base, capabilities, cgroup, devices, env, mounts, namespaces, resources,
+    seccomp, sysctls,
 };
 use crate::error::Error;
 
@@ -22,6 +22,7 @@ pub(super) fn spec(input: &PodInput<'_>) -> Result<Spec, Error> {
         sys_writable: pod.privileged,
         cgroup: None,
     });
+    let defaults = base::mounts(input.handler.base_spec.as_deref(), pod.privileged, defaults);
     let mut spec = Spec::default();
     spec.set_version(input.oci_version.to_owned())
         .set_root(Some(root))

@@ -20,6 +20,13 @@ pub(super) fn of_pod() -> LinuxResources {
 pub fn of_container(request: &Resources, host: &Host) -> Result<LinuxResources, Error> {
     let mut resources = LinuxResources::default();
     resources.set_cpu(cpu(request)?).set_memory(memory(request, host));
+    if host.hugetlb_required && !request.hugepage_limits.is_empty() {
+        return Err(Error::Precondition(
+            "hugepage_limits: the host has no hugetlb cgroup controller; set tolerate_missing_hugetlb_controller = true \
+             in the configuration to pass over them"
+                .into(),
+        ));
+    }
     if host.hugetlb && !request.hugepage_limits.is_empty() {
         resources.set_hugepage_limits(Some(hugepages(request)?));
     }

@@ -200,6 +200,7 @@ pub(super) fn host() -> Host {
         capabilities: vec![Capability::Chown, Capability::NetAdmin],
         lowest_oom_score_adj: -1000,
         hugetlb: true,
+        hugetlb_required: false,
         swap: true,
     }
 }

@@ -252,6 +252,8 @@ pub(crate) fn config(dir: &Path) -> Config {
         disable_apparmor: false,
         ignore_image_volumes: false,
         nri: None,
+        disable_hugetlb: false,
+        tolerate_missing_hugetlb: true,
         timeouts: Timeouts { kill: Duration::from_secs(5), ..Timeouts::default() },
     }
 }

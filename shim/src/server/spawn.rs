@@ -8,11 +8,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::address::{self, Address, DEFAULT_SOCKET_DIR, SocketName};
 use crate::bootstrap::Request;
+use crate::proto::{self, runc};
 
 use super::Failure;
 use super::arguments::Arguments;
@@ -37,7 +38,15 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), Failure> {
         group: &group,
     }
     .address()?;
-    let server = claim(&address)?.map(|listener| launch(arguments, &bundle, listener)).transpose()?;
+    let mut server = claim(&address)?.map(|listener| launch(arguments, &bundle, listener)).transpose()?;
+    let options = request.options::<runc::Options>().and_then(|any| proto::parse_any::<runc::Options>(any)?.ok());
+    if let Some(child) = &server
+        && let Some(cgroup) = options.map(|options| options.shim_cgroup).filter(|cgroup| !cgroup.is_empty())
+        && let Err(error) = join_cgroup(child.id(), &cgroup)
+    {
+        let why = io::Error::new(error.kind(), format!("ShimCgroup {cgroup:?}: {error}"));
+        return Err(server.take().map_or_else(|| why.to_string().into(), |child| abandon(child, &address, &why)));
+    }
     if let Request::Legacy { .. } = request {
         record_address(&bundle, &address)?;
     }
@@ -49,14 +58,13 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The daemon has died meanwhile, so nobody will ever know of the server: it is taken back, with its socket.
+/// Nobody will ever know of the server, because the daemon has died meanwhile or is told of an error: it is taken back,
+/// with its socket.
 fn abandon(mut server: Child, address: &Address, why: &io::Error) -> Failure {
     let ended = server.kill().and_then(|()| server.wait()).and_then(|_| fs::remove_file(address.socket_path()));
     match ended {
-        Ok(()) => format!("nobody takes the address of the new shim, so it was ended: {why}").into(),
-        Err(error) => {
-            format!("nobody takes the address of the new shim ({why}), and it cannot be ended: {error}").into()
-        }
+        Ok(()) => format!("the new shim cannot be used, so it was ended: {why}").into(),
+        Err(error) => format!("the new shim cannot be used ({why}), nor can it be ended: {error}").into(),
     }
 }
 
@@ -123,6 +131,29 @@ fn log(bundle: &Path) -> io::Result<Stdio> {
         // A daemon that wants no log made none.
         _ => Ok(Stdio::null()),
     }
+}
+
+/// Moves the server into a cgroup that the node has made for shims, in every hierarchy that has it.
+fn join_cgroup(server: u32, path: &str) -> io::Result<()> {
+    const MOUNT: &str = "/sys/fs/cgroup";
+    if Path::new(path).components().any(|part| part == Component::ParentDir) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it leaves its parent"));
+    }
+    let mut hierarchies = vec![PathBuf::from(MOUNT)];
+    if !Path::new(MOUNT).join("cgroup.controllers").exists() {
+        let entries = fs::read_dir(MOUNT)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        // Links are second names of joined controllers (cpu -> cpu,cpuacct).
+        hierarchies = entries.into_iter().filter(|path| path.is_dir() && !path.is_symlink()).collect();
+    }
+    let at = |hierarchy: PathBuf| hierarchy.join(path.trim_start_matches('/')).join("cgroup.procs");
+    let files: Vec<PathBuf> = hierarchies.into_iter().map(at).filter(|file| file.exists()).collect();
+    if files.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "there is no such cgroup; make it before pods are started",
+        ));
+    }
+    files.iter().try_for_each(|file| fs::write(file, server.to_string()))
 }
 
 /// The kernel is to prefer the shim to the daemon, and every container to the shim.
