@@ -133,7 +133,8 @@ async fn privileged_pods_and_containers_are_shown_measured_and_taken_down() {
     if answer.code == Some(0) {
         assert!(fs::metadata(&archive).unwrap().len() > 0);
     } else {
-        assert!(answer.stderr.contains("Unimplemented") && !archive.exists(), "{answer:?}");
+        // CRIU is not there, or not for this kernel.
+        assert!(answer.stderr.contains("CRIU") && !archive.exists(), "{answer:?}");
     }
 
     assert_ne!(crictl.answer(&["rm", &app]).code, Some(0), "it runs");

@@ -20,6 +20,8 @@ use crate::cgroup::Cgroup;
 
 /// CRIU's own messages of a dump, as containerd's tools look for them.
 const DUMP_LOG: &str = "dump.log";
+/// How long what took, likewise.
+const DUMP_STATS: &str = "stats-dump";
 const RESTORE_LOG: &str = "restore.log";
 /// CRIU's working directory in the bundle when the options name none.
 const WORK: &str = "criu-work";
@@ -42,10 +44,12 @@ pub(crate) async fn checkpoint(tasks: &Tasks, request: &task::CheckpointTaskRequ
     let dumped = container.runc.checkpoint(call).await.map_err(|error| explained(error.into(), &work, DUMP_LOG));
     if own_work {
         // With the files of the checkpoint, so that who asked for it can read how it went.
-        let (from, to) = (work.join(DUMP_LOG), image.join(DUMP_LOG));
+        let image = image.clone();
         super::blocking(move || {
-            // A checkpoint without its log is still one, and the directory goes with the bundle at the latest.
-            let _ = fs::copy(from, to);
+            // A checkpoint without them is still one, and the directory goes with the bundle at the latest.
+            for name in [DUMP_LOG, DUMP_STATS] {
+                let _ = fs::copy(work.join(name), image.join(name));
+            }
             let _ = fs::remove_dir_all(work);
         })
         .await;
