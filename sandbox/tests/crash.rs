@@ -7,7 +7,7 @@ mod fake;
 
 use std::{sync::Arc, time::Duration};
 
-use fake::{Fault, Machine, Process, container_spec, image, image_volume, pod_spec};
+use fake::{Fault, Machine, Process, container_spec, image, pod_spec, shapes::image_volume};
 use windlass_sandbox::{
     Error, Pods,
     model::{ContainerSpec, ContainerState, PodState, Resources},
