@@ -44,6 +44,7 @@ pub(crate) fn images(config: &Config) -> images::Config {
         default_snapshotter: images.snapshotter.clone(),
         max_concurrent_downloads: images.max_concurrent_downloads,
         layer_fetch_buffer: images.layer_fetch_buffer,
+        discard_unpacked_layers: images.discard_unpacked_layers,
         waits_for_disk: images.waits_for_disk,
         progress_timeout: images.progress_timeout,
         limits: Limits { bytes: images.max_layer_bytes, inodes: images.max_layer_files, ..Limits::default() },

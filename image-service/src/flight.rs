@@ -134,7 +134,15 @@ async fn fly(images: Images, key: Key, reference: Reference, sender: watch::Send
     let name = reference.to_string();
     let result = pull_once(&images, &key, &reference, &token).await;
     match &result {
-        Ok(image) => tracing::info!(image = %name, id = %image.id, "pulled"),
+        Ok(image) => {
+            tracing::info!(image = %name, id = %image.id, "pulled");
+            if shared.config.discard_unpacked_layers
+                && let Err(error) = images.collect().await
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "blobs of unpacked layers are collected later");
+            }
+        }
         Err(error) => {
             tracing::info!(image = %name, error = error as &dyn std::error::Error, "pull failed");
             // Whoever tries again is spared what came so far, unless that is the trouble, or the disk is.

@@ -76,6 +76,8 @@ pub struct Config {
     pub max_concurrent_downloads: usize,
     /// With at least 512, a larger layer is fetched over several connections, in parts of this many bytes.
     pub layer_fetch_buffer: u64,
+    /// Whether a layer's blob goes once it is unpacked. Such an image cannot be exported.
+    pub discard_unpacked_layers: bool,
     /// Whether a pull answers only when what it brought is on disk.
     pub waits_for_disk: bool,
     /// A request that moves no byte for this long fails the pull; zero never does.

@@ -80,7 +80,9 @@ impl Pull<'_> {
             let stop = stop.clone().drop_guard();
             let chain = self.unpack_layers(layers, followers, diff_ids.await?).await?;
             // All are unpacked; those that were already may still be on their way.
-            stop.disarm();
+            if !self.images.shared.config.discard_unpacked_layers {
+                stop.disarm();
+            }
             Ok(chain)
         };
         // What is not fetched is not unpacked either, so the first error is the one that tells.

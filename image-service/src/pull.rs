@@ -110,7 +110,9 @@ impl Pull<'_> {
         };
         let chain = self.layers(session, &manifest.layers, diff_ids).await?;
         blobs.push(manifest.config.digest.clone());
-        blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
+        if !shared.config.discard_unpacked_layers {
+            blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
+        }
         let contents = Contents {
             id: manifest.config.digest.clone(),
             target: resolved.descriptor.digest.clone(),

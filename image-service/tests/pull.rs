@@ -57,6 +57,25 @@ async fn privileged_a_snapshotter_that_copies_gets_layers_with_the_deleted_reall
     assert_eq!(node.files(), ["etc/name=above", "etc/name=below", "gone=x"]);
 }
 
+/// What is left is what says what the image is.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_blobs_of_unpacked_layers_go_if_they_are_not_wanted() {
+    let registry = TestRegistry::http().await;
+    let pushed = two_layers().push(&registry, "team/app", &["v1"]);
+    let node = Node::with(&registry, |config| config.discard_unpacked_layers = true).await;
+    let mut kept = [pushed.manifest.digest.to_string(), pushed.config.digest.to_string()];
+    kept.sort();
+    for _ in 0..2 {
+        node.pull("registry.test/team/app:v1").await.unwrap();
+        assert_eq!(node.blobs(), kept);
+    }
+    let node = node.reopen().await;
+    assert_eq!(node.images.list(&node.ns).len(), 1);
+    assert_eq!(node.snapshots(), pushed.chain());
+    node.images.remove(&node.ns, "registry.test/team/app:v1").await.unwrap();
+    node.is_empty();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_every_name_of_an_image_leads_to_the_same_and_removing_one_removes_all() {
     let registry = TestRegistry::http().await;

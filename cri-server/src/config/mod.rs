@@ -115,6 +115,8 @@ pub(crate) struct Images {
     pub(crate) max_concurrent_downloads: usize,
     /// With at least 512, a larger layer is fetched over several connections, in parts of this many bytes.
     pub(crate) layer_fetch_buffer: u64,
+    /// Blobs of layers go once they are unpacked.
+    pub(crate) discard_unpacked_layers: bool,
     /// Answer a pull only when all of it is on disk.
     pub(crate) waits_for_disk: bool,
     /// A pull that moves no byte for this long is given up; zero never does.
@@ -316,6 +318,7 @@ impl Default for Images {
             policy: PolicyConfig::default(),
             max_concurrent_downloads: 3,
             layer_fetch_buffer: 0,
+            discard_unpacked_layers: false,
             waits_for_disk: false,
             progress_timeout: Duration::from_secs(5 * 60),
             preload_dir: PathBuf::new(),

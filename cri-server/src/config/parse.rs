@@ -273,7 +273,7 @@ fn images_v2(
 ) -> Result<(), String> {
     let images = &mut config.images;
     containerd.string("snapshotter", &mut images.snapshotter)?;
-    containerd.pending(&["discard_unpacked_layers"], warnings);
+    containerd.boolean("discard_unpacked_layers", &mut images.discard_unpacked_layers)?;
     containerd.fixed("disable_snapshot_annotations", true, NO_ANNOTATIONS, warnings);
     cri.string("sandbox_image", &mut images.pause_image)?;
     shared_image_keys(cri, config, warnings)
@@ -299,7 +299,7 @@ fn images(mut section: Section, config: &mut Config, warnings: &mut Vec<String>)
         others.push(reference);
     }
     config.images.pinned.extend(others);
-    section.pending(&["discard_unpacked_layers"], warnings);
+    section.boolean("discard_unpacked_layers", &mut config.images.discard_unpacked_layers)?;
     section.fixed("disable_snapshot_annotations", true, NO_ANNOTATIONS, warnings);
     section.fixed("stats_collect_period", 10, "layers are measured every ten seconds", warnings);
     // Both values pull in the daemon: there is no other way here.

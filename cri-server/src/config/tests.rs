@@ -87,15 +87,12 @@ fn an_unknown_key_warns_with_the_nearest_known_name() {
 
 #[test]
 fn a_key_that_is_not_built_yet_warns_only_when_it_is_set_to_something() {
-    let text = |value: &str| {
-        format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndiscard_unpacked_layers = {value}\n")
-    };
-    assert_eq!(parsed(&text("false")).unwrap().warnings, Vec::<String>::new());
+    let text =
+        |value: &str| format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_template = {value}\n");
+    assert_eq!(parsed(&text("\"\"")).unwrap().warnings, Vec::<String>::new());
     assert_eq!(
-        parsed(&text("true")).unwrap().warnings,
-        [
-            "plugins.\"io.containerd.grpc.v1.cri\".containerd.discard_unpacked_layers is not supported yet and has no effect"
-        ]
+        parsed(&text("\"/x\"")).unwrap().warnings,
+        ["plugins.\"io.containerd.grpc.v1.cri\".cni.conf_template is not supported yet and has no effect"]
     );
 }
 

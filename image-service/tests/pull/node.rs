@@ -47,6 +47,7 @@ impl Node {
             default_snapshotter: "overlayfs".into(),
             max_concurrent_downloads: 3,
             layer_fetch_buffer: 0,
+            discard_unpacked_layers: false,
             waits_for_disk: false,
             progress_timeout: Duration::from_secs(60),
             pinned: Vec::new(),
