@@ -87,13 +87,10 @@ fn an_unknown_key_warns_with_the_nearest_known_name() {
 
 #[test]
 fn a_key_that_is_not_built_yet_warns_only_when_it_is_set_to_something() {
-    let text =
-        |value: &str| format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_template = {value}\n");
-    assert_eq!(parsed(&text("\"\"")).unwrap().warnings, Vec::<String>::new());
-    assert_eq!(
-        parsed(&text("\"/x\"")).unwrap().warnings,
-        ["plugins.\"io.containerd.grpc.v1.cri\".cni.conf_template is not supported yet and has no effect"]
-    );
+    let text = |value: &str| format!("version = 2\n[grpc]\ntcp_address = {value:?}\n");
+    assert_eq!(parsed(&text("")).unwrap().warnings, Vec::<String>::new());
+    let warnings = parsed(&text("127.0.0.1:1")).unwrap().warnings;
+    assert_eq!(warnings, ["grpc.tcp_address is not supported yet and has no effect"]);
 }
 
 #[test]
