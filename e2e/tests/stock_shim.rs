@@ -59,6 +59,8 @@ async fn privileged_a_pod_lives_its_life_on_a_stock_shim() {
     logged.sort_by(|one, other| one.text.cmp(&other.text));
     let texts: Vec<(&str, &str)> = logged.iter().map(|line| (line.stream.as_str(), line.text.as_str())).collect();
     assert_eq!(texts, [("stderr", "err"), ("stdout", "no newline"), ("stdout", "out")]);
+    // The shim never hears of a container that is not started, and cannot clean up after it.
+    client.create(&pod, &container("idle", BUSYBOX, &["true"]), &pod_config).await.unwrap();
     client.stop_pod(&pod).await.unwrap();
     client.remove_pod(&pod).await.unwrap();
     node.finish().await;

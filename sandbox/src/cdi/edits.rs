@@ -1,4 +1,4 @@
-//! What a device changes in a container's OCI spec. [`apply`] is a pure function; [`Edits::resolve`] looks at the host's
+//! What a device changes in a container's OCI spec. [`apply`] is a pure function; `Edits::resolve` looks at the host's
 //! device nodes before.
 
 use std::{fs, io, os::unix::fs::FileTypeExt, os::unix::fs::MetadataExt, path::Path};

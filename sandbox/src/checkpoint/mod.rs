@@ -6,7 +6,7 @@
 //! criu.rs                       whether CRIU is there
 //! ```
 //!
-//! Invariant: the directory [`crate::paths::Paths::checkpoint`] exists while a container may be paused for a checkpoint, so
+//! Invariant: the directory `Paths::checkpoint` exists while a container may be paused for a checkpoint, so
 //! whoever finds it after a crash knows what to resume.
 
 pub(crate) mod archive;

@@ -137,6 +137,12 @@ impl Launcher for ShimLauncher {
             let Ok(launch) = ShimLauncher::launch(self, &bundle) else { return Ok(()) };
             match launch.delete().await {
                 Ok(_) | Err(LaunchError::Missing { .. }) => Ok(()),
+                // Some shims fail on a bundle for which they made no container. One that was made has left its pid.
+                Err(error) if !bundle.path.join("init.pid").exists() => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(id = %bundle.id, error, "the shim has nothing to clean up");
+                    Ok(())
+                }
                 Err(error) => Err(Error::failed(format!("clean up after the shim of {}", bundle.id), error)),
             }
         })

@@ -1,4 +1,4 @@
-//! Which AppArmor profile a process gets. Whether the kernel has that profile is [`crate::apparmor`]'s to see.
+//! Which AppArmor profile a process gets. Whether the kernel has that profile is `crate::apparmor`'s to see.
 
 use crate::{error::Error, host::Host, model::SecurityProfile};
 
