@@ -27,7 +27,7 @@ const COUNTED_ROUNDS: u32 = 2;
 
 /// Above what allocators were seen to keep after the first round; a session that leaks two pages shows as more.
 const DAEMON_KIB: u64 = 6144;
-const SHIM_KIB: u64 = 1024;
+const SHIM_KIB: u64 = 3072;
 
 /// How long the last sessions may take to be gone: linger times, and the pool's idle threads.
 const SETTLED: Duration = Duration::from_secs(60);

@@ -173,7 +173,11 @@ async fn kill_by_shim(world: &World, id: &Id, shim: &dyn Shim) -> Result<Option<
         Some(TaskState::Stopped(exit)) => Ok(Some(exit)),
         Some(TaskState::Created | TaskState::Running { .. }) => {
             shim.kill(id, SIGKILL).await?;
-            within(world.config.timeouts.kill, || format!("kill task {id}"), shim.wait(id)).await.map(Some)
+            match within(world.config.timeouts.kill, || format!("kill task {id}"), shim.wait(id)).await {
+                // Its owner saw the end first, recorded it and had the task deleted.
+                Err(Error::NotFound { .. }) => Ok(None),
+                ended => ended.map(Some),
+            }
         }
     }
 }

@@ -219,7 +219,10 @@ impl Shim for Connected {
     fn wait<'a>(&'a self, id: &'a Id) -> BoxFuture<'a, Result<TaskExit, Error>> {
         Box::pin(async move {
             let exit = self.clients.streams.wait(id.as_str(), "").await;
-            let exit = exit.map_err(|status| failed("wait for", id.as_str(), status))?;
+            let exit = exit.map_err(|status| match status.code {
+                Code::NotFound => Error::NotFound { kind: "task", id: id.to_string() },
+                _ => failed("wait for", id.as_str(), status),
+            })?;
             // What only an event tells, such as a guest kernel's kill, counts as what the cgroup has counted.
             let oom_killed = self.ooms.contains(id.as_str()) || exit.oom_killed;
             Ok(task_exit(exit.exit_status, exit.exited_at, oom_killed))

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Mutex, watch},
+    time::Instant,
+};
 
 use crate::{
     Error,
@@ -22,10 +25,29 @@ pub(crate) struct Stop {
     pub(crate) kill_at: watch::Receiver<Instant>,
     /// Becomes true when the owner has committed the container's exit.
     pub(crate) ended: watch::Receiver<bool>,
+    /// Held from the end on while the shim frees what the task had.
+    pub(crate) reaping: Arc<Mutex<()>>,
 }
 
-/// Stops a container that runs. Returns when its exit is committed.
+/// How long a stop waits for that: its cgroup is then gone when the kubelet removes the pod's. The end itself is certain.
+const REAPED: Duration = Duration::from_secs(1);
+
+/// Stops a container that runs. Returns when its exit is committed and, mostly, its task is gone.
 pub(crate) async fn run(
+    world: Arc<World>,
+    pod: PodRecord,
+    container: ContainerRecord,
+    shim: Option<Arc<dyn Shim>>,
+    stop: Stop,
+) -> Result<(), Error> {
+    let reaping = Arc::clone(&stop.reaping);
+    end(world, pod, container, shim, stop).await?;
+    // Past the time, the remove waits for it.
+    drop(tokio::time::timeout(REAPED, reaping.lock()).await);
+    Ok(())
+}
+
+async fn end(
     world: Arc<World>,
     pod: PodRecord,
     container: ContainerRecord,

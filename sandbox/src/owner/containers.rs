@@ -200,6 +200,7 @@ impl Owner {
                     signal: (!container.signalled).then(|| stop_signal(&container.record)),
                     kill_at: container.kill_at.subscribe(),
                     ended: container.ended.subscribe(),
+                    reaping: Arc::clone(&container.reaping),
                 };
                 container.signalled |= !grace.is_zero();
                 let record = container.record.clone();

@@ -1,6 +1,6 @@
 //! What an owner does when an operation or a task has ended: commit, publish, answer, ask the deferred again.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use super::{Owner, Running, answer};
 use crate::{
@@ -273,12 +273,12 @@ impl Owner {
                 self.publish_container(&id);
                 // Before anybody else who waits for the exit can tell it.
                 self.tell_stopped(&id);
-                if let Some(container) = self.containers.get(&id) {
-                    container.ended.send_replace(true);
-                }
                 // An exit that is not recorded is known to the shim only.
                 if committed {
-                    self.reap(id);
+                    self.reap(&id);
+                }
+                if let Some(container) = self.containers.get(&id) {
+                    container.ended.send_replace(true);
                 }
             }
             Err(error) => {
@@ -306,9 +306,13 @@ impl Owner {
     }
 
     /// Deletes an ended task in the shim, which frees its cgroup. What fails here, the remove does.
-    fn reap(&mut self, id: Id) {
-        let Some(shim) = self.shim.clone() else { return };
+    fn reap(&mut self, id: &Id) {
+        let (Some(shim), Some(container)) = (self.shim.clone(), self.containers.get(id)) else { return };
+        // Taken before anybody is told of the end. Whoever waits for a stop waits for this as well.
+        let reaping = Arc::clone(&container.reaping).try_lock_owned();
+        let id = id.clone();
         self.streams.spawn(async move {
+            let _reaping = reaping;
             if let Err(error) = shim.delete(&id).await {
                 tracing::debug!(task = %id, error = error.chain(), "an ended task is left until its container is removed");
             }
