@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, env, path::PathBuf, sync::Arc, time::Duration};
 
 use image_service::{
+    clock::SystemClock,
     images,
     registry::{Credentials, RegistryConfig},
 };
@@ -48,6 +49,7 @@ pub(crate) fn images(config: &Config) -> images::Config {
         waits_for_disk: images.waits_for_disk,
         progress_timeout: images.progress_timeout,
         limits: Limits { bytes: images.max_layer_bytes, inodes: images.max_layer_files, ..Limits::default() },
+        clock: Arc::new(SystemClock),
         // The sandbox image is needed by every pod, so it is never offered for collection.
         pinned: std::iter::once(images.pause_image.clone()).chain(images.pinned.iter().cloned()).collect(),
     }

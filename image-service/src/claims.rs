@@ -53,6 +53,11 @@ impl Claims {
         (gate, spared)
     }
 
+    /// Keeps collection from running until the guard is dropped, for who changes what it goes by.
+    pub(crate) async fn enter(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.gate).lock_owned().await
+    }
+
     /// Waits for this name's turn.
     pub(crate) async fn turn(&self, name: &str) -> OwnedMutexGuard<()> {
         self.line(name).lock_owned().await

@@ -1,13 +1,14 @@
-//! Garbage collection: what no image names and no pull relies on is deleted, blobs and layers alike.
+//! Garbage collection: what no image names, no lease holds and no pull relies on is deleted, blobs and layers alike.
 //!
-//! It marks from the rows of images and sweeps behind the gate of `claims.rs`, in steps that only change rows and names:
-//! pulls pass between two of them, and what takes long, freeing the space, is done when the gate is open again. Layers that
-//! containers or other snapshots stand on are refused by the snapshotter and stay until a later collection.
+//! It marks from the rows of images and leases (`mark.rs`) and sweeps behind the gate of `claims.rs`, in steps that only
+//! change rows and names: pulls pass between two of them, and what takes long, freeing the space, is done when the gate is
+//! open again. Layers that containers or other snapshots stand on are refused by the snapshotter and stay until a later
+//! collection. `collector.rs` collects when nobody asks for it.
 
 use std::{
     collections::{BTreeSet, HashSet},
     fs::File,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError},
     time::SystemTime,
 };
 
@@ -16,10 +17,11 @@ use store::Namespace;
 use tokio::task::JoinHandle;
 
 use crate::{
-    content::KEPT_FOR,
     digest::Digest,
     images::{Error, Images, Shared},
-    store as rows,
+    leases,
+    mark::with_parents,
+    store::{self as rows, to_nanos},
     unpack::{self, EXTRACT_PREFIX, LAYER_LABEL},
 };
 
@@ -48,7 +50,9 @@ impl Images {
             let (gate, spared) = shared.claims.close().await;
             let sweeping = self.shared.tasks.spawn_blocking(move || {
                 let step = shared.sweep(&spared, unused)?;
-                let has_ingests = step.is_last && shared.content.expire_ingests(&spared)?;
+                if step.is_last {
+                    shared.expire_downloads(&spared, &step.ingests)?;
+                }
                 drop(gate);
                 // The space of files goes with their last descriptor.
                 drop(step.files);
@@ -56,47 +60,12 @@ impl Images {
                     snapshotter.empty_trash().map_err(|source| Error::failed("free the space of layers", source))?;
                 }
                 shared.measure()?;
-                Ok::<_, Error>((step.is_last, has_ingests))
+                Ok::<_, Error>(step.is_last)
             });
-            let (is_last, has_ingests) = sweeping.await.map_err(failed)??;
-            if has_ingests {
-                self.expire_later();
-            }
-            if is_last {
+            if sweeping.await.map_err(failed)?? {
                 return Ok(());
             }
         }
-    }
-
-    /// What is kept of blobs must go also if nothing else happens.
-    fn expire_later(&self) {
-        if self.shared.expiring.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let (shared, ending) = (Arc::clone(&self.shared), self.shared.flights.ending());
-        self.shared.tasks.spawn(async move {
-            loop {
-                tokio::select! {
-                    () = tokio::time::sleep(KEPT_FOR) => {}
-                    () = ending.cancelled() => return,
-                }
-                let (gate, spared) = shared.claims.close().await;
-                let expiring = Arc::clone(&shared);
-                let sweeping = tokio::task::spawn_blocking(move || {
-                    let _gate = gate;
-                    expiring.content.expire_ingests(&spared)
-                });
-                match sweeping.await {
-                    Ok(Ok(true)) => {}
-                    Ok(Ok(false)) | Err(_) => break,
-                    Ok(Err(error)) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "unfinished downloads stay for now");
-                        break;
-                    }
-                }
-            }
-            shared.expiring.store(false, Ordering::Relaxed);
-        });
     }
 
     /// After a pull: waits for its data to reach the disk, behind the pull and not in it, and marks it so.
@@ -114,6 +83,8 @@ impl Images {
 /// What one look behind the gate came to.
 struct Step {
     is_last: bool,
+    /// Digests of blobs whose starts a lease holds.
+    ingests: BTreeSet<String>,
     /// Blobs without a name, whose space is still taken.
     files: Vec<File>,
 }
@@ -121,23 +92,31 @@ struct Step {
 impl Shared {
     fn sweep(&self, spared: &HashSet<String>, unused: Unused) -> Result<Step, Error> {
         let mut left = STEP;
-        let (contents, blobs) =
-            self.store.read_blocking(|conn| Ok::<_, Error>((rows::contents(conn)?, rows::namespaces(conn)?)))?;
-        let mut namespaces: BTreeSet<Namespace> = blobs.into_iter().collect();
-        namespaces.insert(Namespace::k8s());
-        for ns in &namespaces {
-            let (mut digests, mut layers) = (BTreeSet::new(), BTreeSet::new());
-            for (_, contents) in contents.iter().filter(|(owner, _)| owner == ns) {
-                digests.extend(contents.blobs.iter().cloned());
-                layers.extend(contents.chain.iter().cloned());
-            }
-            self.sweep_rows(ns, digests, spared)?;
-            for snapshotter in self.snapshotters.values() {
-                sweep_layers(snapshotter.as_ref(), ns, &layers, spared, &mut left)?;
+        let now = to_nanos(self.config.clock.now());
+        let expired = self.store.write_blocking(move |conn| leases::rows::expire(conn, now))?;
+        if expired > 0 {
+            tracing::info!(expired, "leases are over");
+        }
+        let marked = self.mark()?;
+        for (ns, marks) in &marked.namespaces {
+            self.sweep_rows(ns, marks.blobs.clone(), spared)?;
+            for (name, snapshotter) in &self.snapshotters {
+                sweep_layers(snapshotter.as_ref(), ns, marks.in_snapshotter(name), spared, &mut left)?;
             }
         }
         let files = self.sweep_files(spared, unused, &mut left)?;
-        Ok(Step { is_last: left > 0, files })
+        Ok(Step { is_last: left > 0, ingests: marked.ingests, files })
+    }
+
+    /// Drops starts of blobs that nobody goes on with.
+    fn expire_downloads(&self, spared: &HashSet<String>, leased: &BTreeSet<String>) -> Result<(), Error> {
+        let now = self.config.clock.now();
+        let spared = spared.iter().chain(leased).cloned().collect();
+        match self.content.expire_ingests(&spared, now)? {
+            true => self.collector.keep_downloads(now),
+            false => self.collector.forget_downloads(),
+        }
+        Ok(())
     }
 
     fn sweep_rows(&self, ns: &Namespace, used: BTreeSet<Digest>, spared: &HashSet<String>) -> Result<(), Error> {
@@ -206,14 +185,15 @@ impl Shared {
 fn sweep_layers(
     snapshotter: &dyn Snapshotter,
     ns: &Namespace,
-    used: &BTreeSet<String>,
+    used: BTreeSet<String>,
     spared: &HashSet<String>,
     left: &mut usize,
 ) -> Result<(), Error> {
     let snapshots = snapshotter.list(ns).map_err(|source| Error::failed("list snapshots", source))?;
+    let used = with_parents(&snapshots, used);
     // What a pull that was cut off had extracted and not committed.
     for key in snapshots.iter().map(|info| &info.key) {
-        if key.strip_prefix(EXTRACT_PREFIX).is_some_and(|chain_id| !spared.contains(chain_id)) {
+        if key.strip_prefix(EXTRACT_PREFIX).is_some_and(|chain_id| !spared.contains(chain_id)) && !used.contains(key) {
             unpack::discard(snapshotter, ns, key)?;
         }
     }

@@ -57,9 +57,8 @@ impl Content {
     }
 
     /// Drops starts of blobs that nobody went on with for a while, but for those spared. True if some are left.
-    pub(crate) fn expire_ingests(&self, spared: &HashSet<String>) -> Result<bool, Error> {
+    pub(crate) fn expire_ingests(&self, spared: &HashSet<String>, now: SystemTime) -> Result<bool, Error> {
         let mut left = false;
-        let now = SystemTime::now();
         let is_old = |path: &Path, _, written: SystemTime| {
             let is_spared = self.digest_of(path).is_some_and(|digest| spared.contains(&digest));
             // A time in the future is of a clock that was set back since.
@@ -405,12 +404,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let content = open(directory.path(), "boot");
         let digest = begun(&content, &vec![7; 3 << 20], 2 << 20);
-        assert!(content.expire_ingests(&HashSet::new()).unwrap());
+        assert!(content.expire_ingests(&HashSet::new(), SystemTime::now()).unwrap());
         let file = File::options().write(true).open(content.ingest_of(&digest)).unwrap();
         file.set_modified(SystemTime::now() - KEPT_FOR).unwrap();
-        assert!(content.expire_ingests(&HashSet::from([digest.to_string()])).unwrap());
+        assert!(content.expire_ingests(&HashSet::from([digest.to_string()]), SystemTime::now()).unwrap());
         assert_eq!(ingests(&content), 1);
-        assert!(!content.expire_ingests(&HashSet::new()).unwrap());
+        assert!(!content.expire_ingests(&HashSet::new(), SystemTime::now()).unwrap());
         assert_eq!(ingests(&content), 0);
     }
 }

@@ -181,7 +181,7 @@ async fn pull_once(
         () = token.cancelled() => Err(PullError::Cancelled(reference.to_string())),
     };
     match fetched {
-        Ok((target, contents)) => pull.commit(target, contents).await,
+        Ok(pulled) => pull.commit(pulled).await,
         Err(error) => {
             // Extraction that still runs on a blocking thread sees this at its next read.
             cancelled.store(true, Ordering::Relaxed);

@@ -22,7 +22,9 @@ use tokio_util::task::TaskTracker;
 pub use crate::pull::{PullError, PullRequest};
 use crate::{
     claims::Claims,
+    clock::Clock,
     collect::Unused,
+    collector::Collector,
     content::Content,
     digest::Digest,
     flight::{self, Flights},
@@ -86,6 +88,8 @@ pub struct Config {
     pub pinned: Vec<String>,
     /// What one layer may hold, unpacked.
     pub limits: Limits,
+    /// What tells when leases are over.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// One image, as everyone but this crate sees it.
@@ -139,8 +143,7 @@ pub(crate) struct Shared {
     pub(crate) boot: String,
     /// Held while the file system is synced, so that those who come meanwhile are served by one more sync together.
     pub(crate) settling: Mutex<()>,
-    /// Whether somebody waits to drop what is kept of blobs that nobody goes on with.
-    pub(crate) expiring: AtomicBool,
+    pub(crate) collector: Arc<Collector>,
     /// Held while a new view is built, so that the last to publish has read last.
     publishing: Mutex<()>,
     /// Guards the pointer only: readers never wait for a view that is being built.
@@ -202,7 +205,7 @@ impl Images {
                 closing: AtomicBool::new(false),
                 boot,
                 settling: Mutex::default(),
-                expiring: AtomicBool::default(),
+                collector: Arc::default(),
                 publishing: Mutex::default(),
                 view: RwLock::default(),
                 usage: RwLock::new(usage),
@@ -215,6 +218,7 @@ impl Images {
         .map_err(|source| Error::failed("open the images", source))??;
         // Whatever was removed was deleted at once, so the rest is of pulls that the end of the daemon cut off.
         images.collect_and(Unused::Keep).await?;
+        images.collect_by_itself();
         Ok(images)
     }
 

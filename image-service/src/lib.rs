@@ -3,7 +3,7 @@
 //! ```text
 //! reference ─► hosts (hosts.toml) ─► registry (HTTP, auth) ─┐
 //!                                                           ├─► flight, pull, layers, fetch ─► content, unpack ─► images
-//!          manifest, platform (what fits this node) ─────┘    claims, collect (what may be deleted)
+//!          manifest, platform (what fits this node) ─────┘    claims, leases, collect (what may be deleted)
 //! archives ─► import, preload ─► content, unpack ─► images ─► export
 //! ```
 //!
@@ -12,7 +12,9 @@
 mod arrival;
 pub mod auth;
 mod claims;
+pub mod clock;
 mod collect;
+mod collector;
 mod content;
 pub mod digest;
 pub mod export;
@@ -22,8 +24,10 @@ pub mod hosts;
 pub mod images;
 pub mod import;
 mod layers;
+pub mod leases;
 mod local;
 mod manifest;
+mod mark;
 mod platform;
 pub mod policy;
 mod preload;

@@ -2,6 +2,8 @@
 //!
 //! Blocks, and changes nothing.
 
+use std::collections::BTreeMap;
+
 use store::Namespace;
 
 use crate::{
@@ -10,6 +12,7 @@ use crate::{
     manifest::{
         Document, MAX_DOCUMENT, MAX_NESTING, Manifest, ManifestError, chain_ids, choose, parse_config, parse_document,
     },
+    mark::labels_of,
     platform::Node,
     registry::Descriptor,
     store::{self as rows, Contents},
@@ -86,6 +89,13 @@ impl Local {
     /// Every blob, documents first.
     pub(crate) fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         self.documents.iter().chain([&self.manifest.config]).chain(&self.manifest.layers)
+    }
+
+    /// How the blobs refer to each other.
+    pub(crate) fn labels(&self, snapshotter: &str) -> Vec<(Digest, BTreeMap<String, String>)> {
+        let digests = |blobs: &[Descriptor]| blobs.iter().map(|blob| blob.digest.clone()).collect::<Vec<_>>();
+        let (documents, layers) = (digests(&self.documents), digests(&self.manifest.layers));
+        labels_of(&documents, &self.manifest.config.digest, &layers, snapshotter, self.chain.last())
     }
 
     pub(crate) fn contents(&self, target: &Descriptor) -> Contents {

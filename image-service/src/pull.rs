@@ -26,6 +26,7 @@ use crate::{
     flight::Key,
     images::{Error, Image, Images},
     manifest::{Document, MAX_DOCUMENT, MAX_NESTING, Manifest, ManifestError, choose, parse_config, parse_document},
+    mark::labels_of,
     platform::Node,
     policy::{self, PolicyError},
     reference::{Reference, ReferenceError},
@@ -85,9 +86,18 @@ pub(crate) struct Pull<'a> {
     pub(crate) claims: Mutex<Vec<Claim>>,
 }
 
+/// What one flight brought.
+pub(crate) struct Pulled {
+    /// What the reference resolved to.
+    target: Descriptor,
+    contents: Contents,
+    /// How the blobs refer to each other.
+    labels: Vec<(Digest, BTreeMap<String, String>)>,
+}
+
 impl Pull<'_> {
-    /// Brings everything that the image needs, and answers with what the reference resolved to and what it is made of.
-    pub(crate) async fn run(&self) -> Result<(Descriptor, Contents), PullError> {
+    /// Brings everything that the image needs, and answers with what it is made of.
+    pub(crate) async fn run(&self) -> Result<Pulled, PullError> {
         let shared = &self.images.shared;
         // Told before anything is fetched for nothing.
         shared.snapshotter(self.key.snapshotter.as_deref()).map_err(|error| self.failed(error))?;
@@ -109,10 +119,14 @@ impl Pull<'_> {
             parse_config(&manifest, &bytes, node).map_err(|error| self.invalid(error))
         };
         let chain = self.layers(session, &manifest.layers, diff_ids).await?;
+        let layers: Vec<Digest> = match shared.config.discard_unpacked_layers {
+            true => Vec::new(),
+            false => manifest.layers.iter().map(|layer| layer.digest.clone()).collect(),
+        };
+        let snapshotter = self.key.snapshotter.as_ref().unwrap_or(&shared.config.default_snapshotter);
+        let labels = labels_of(&blobs, &manifest.config.digest, &layers, snapshotter, chain.last());
         blobs.push(manifest.config.digest.clone());
-        if !shared.config.discard_unpacked_layers {
-            blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
-        }
+        blobs.extend(layers);
         let contents = Contents {
             id: manifest.config.digest.clone(),
             target: resolved.descriptor.digest.clone(),
@@ -121,7 +135,7 @@ impl Pull<'_> {
             chain,
             size: manifest_size.saturating_add(manifest.size()),
         };
-        Ok((resolved.descriptor, contents))
+        Ok(Pulled { target: resolved.descriptor, contents, labels })
     }
 
     /// Follows indexes to the manifest for this node.
@@ -178,7 +192,8 @@ impl Pull<'_> {
     }
 
     /// Names the image, in one transaction, and publishes it.
-    pub(crate) async fn commit(&self, target: Descriptor, contents: Contents) -> Result<Arc<Image>, PullError> {
+    pub(crate) async fn commit(&self, pulled: Pulled) -> Result<Arc<Image>, PullError> {
+        let Pulled { target, contents, labels: blob_labels } = pulled;
         let shared = &self.images.shared;
         let (namespace, id) = (self.key.namespace.clone(), contents.id.clone());
         let digest_name = format!("{}@{}", self.reference.repo(), contents.target);
@@ -193,6 +208,7 @@ impl Pull<'_> {
         let named = Named { id: contents.id.clone(), target, labels };
         let written = shared.store.write(move |conn| {
             rows::put_contents(conn, &namespace, &contents)?;
+            blob_labels.iter().try_for_each(|(blob, labels)| rows::label_blob(conn, &namespace, blob, labels))?;
             names.iter().try_for_each(|name| rows::put_name(conn, &namespace, name, &named))
         });
         written.await.map_err(|error| self.failed(error))?;

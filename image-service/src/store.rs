@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,30 @@ pub const SCHEMA: Schema = Schema {
             changed INTEGER NOT NULL
         ) STRICT, WITHOUT ROWID;
     ",
+        "
+        -- JSON of an object of strings.
+        ALTER TABLE blobs ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
+        CREATE TABLE leases (
+            namespace TEXT NOT NULL,
+            id TEXT NOT NULL,
+            -- JSON of an object of strings.
+            labels TEXT NOT NULL,
+            created INTEGER NOT NULL,
+            -- When it is over; NULL is never.
+            expires INTEGER,
+            PRIMARY KEY (namespace, id)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX leases_expires ON leases (expires) WHERE expires IS NOT NULL;
+        CREATE TABLE lease_resources (
+            namespace TEXT NOT NULL,
+            lease TEXT NOT NULL,
+            -- As in containerd's API: content, ingests, images, snapshots/<snapshotter>.
+            type TEXT NOT NULL,
+            id TEXT NOT NULL,
+            PRIMARY KEY (namespace, lease, type, id),
+            FOREIGN KEY (namespace, lease) REFERENCES leases (namespace, id) ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID;
+    ",
     ],
 };
 
@@ -87,8 +111,16 @@ pub(crate) struct Contents {
 }
 
 pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    to_nanos(SystemTime::now())
+}
+
+pub(crate) fn to_nanos(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn from_nanos(nanos: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(nanos.max(0).unsigned_abs())
 }
 
 pub(crate) fn has_blob(conn: &Connection, ns: &Namespace, digest: &Digest) -> Result<bool, Error> {
@@ -104,6 +136,40 @@ pub(crate) fn put_blob(conn: &Connection, ns: &Namespace, digest: &Digest, size:
     )?
     .execute(params![ns, digest.to_string(), size, now(), boot])?;
     Ok(())
+}
+
+/// Adds labels to a blob; one that is not there gets none.
+pub(crate) fn label_blob(
+    conn: &Connection,
+    ns: &Namespace,
+    digest: &Digest,
+    more: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let mut labels = blob_labels(conn, ns, digest)?;
+    labels.extend(more.clone());
+    let labels = serde_json::to_string(&labels).map_err(|source| Error::failed("encode a blob's labels", source))?;
+    conn.prepare_cached("UPDATE blobs SET labels = ?3 WHERE namespace = ?1 AND digest = ?2")?.execute(params![
+        ns,
+        digest.to_string(),
+        labels
+    ])?;
+    Ok(())
+}
+
+/// A blob that is not there has none.
+pub(crate) fn blob_labels(
+    conn: &Connection,
+    ns: &Namespace,
+    digest: &Digest,
+) -> Result<BTreeMap<String, String>, Error> {
+    let sql = "SELECT labels FROM blobs WHERE namespace = ?1 AND digest = ?2";
+    let mut statement = conn.prepare_cached(sql)?;
+    let json: Option<String> = statement.query_row(params![ns, digest.to_string()], |row| row.get(0)).optional()?;
+    let decode = |json: String| {
+        serde_json::from_str(&json)
+            .map_err(|source| Error::failed(format!("decode the labels of blob {digest}"), source))
+    };
+    json.map_or(Ok(BTreeMap::new()), decode)
 }
 
 /// Digests of all namespaces' blobs, each once.

@@ -147,7 +147,8 @@ async fn privileged_a_fault_of_a_mirror_is_made_up_for_by_the_registry() {
         mirror.fault(Some(http::Method::GET), part.digest(&pushed).hex(), usize::MAX, action);
         let (result, took) = fast(node.pull(REFERENCE)).await;
         let image = result.unwrap_or_else(|error| panic!("{name}: {}", node::chain(&error)));
-        assert!(took.as_secs() < 10, "{name}: {took:?}");
+        // The clock is fast, and a busy machine makes little of a step of ours much of it; to wait would be a minute.
+        assert!(took.as_secs() < 50, "{name}: {took:?}");
         assert_eq!(image.id, pushed.config.digest, "{name}");
         assert_eq!(node.blobs(), pushed.blobs(), "{name}");
         assert_eq!(node.snapshots(), pushed.chain(), "{name}");

@@ -210,7 +210,8 @@ impl Import<'_> {
     /// Names all images, in one transaction, and publishes them.
     fn commit(&self, images: Vec<(Found, Local)>) -> Result<Vec<Digest>, ImportError> {
         let mut ids: Vec<Digest> = Vec::new();
-        let (mut contents, mut names) = (Vec::new(), BTreeMap::new());
+        let (mut contents, mut blobs, mut names) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let snapshotter = self.request.snapshotter.as_ref().unwrap_or(&self.shared.config.default_snapshotter);
         for (found, local) in images {
             let id = local.manifest.config.digest.clone();
             let mut labels = BTreeMap::from([(rows::IMAGE_LABEL.to_owned(), rows::IMAGE_MANAGED.to_owned())]);
@@ -227,6 +228,7 @@ impl Import<'_> {
                 }
             }
             contents.push(local.contents(&found.target));
+            blobs.extend(local.labels(snapshotter));
             if !ids.contains(&id) {
                 ids.push(id);
             }
@@ -237,6 +239,7 @@ impl Import<'_> {
         let ns = self.request.namespace.clone();
         self.shared.store.write_blocking(move |conn| {
             contents.iter().try_for_each(|contents| rows::put_contents(conn, &ns, contents))?;
+            blobs.iter().try_for_each(|(blob, labels)| rows::label_blob(conn, &ns, blob, labels))?;
             names.iter().try_for_each(|(name, named)| rows::put_name(conn, &ns, name, named))
         })?;
         self.shared.publish()?;

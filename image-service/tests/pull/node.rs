@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 use snapshotter::{Kind, Labels, Native, Overlayfs, OverlayfsOptions, Snapshotter};
 use store::{Namespace, Store};
+use windlass_image_service::clock::SystemClock;
 use windlass_image_service::digest::Digest;
 use windlass_image_service::images::{Config, Image, Images, PullError, PullRequest};
 use windlass_image_service::policy::PolicyConfig;
@@ -26,7 +27,19 @@ pub(crate) struct Node {
     store: Store,
     snapshotter: Arc<dyn Snapshotter>,
     config: Config,
+    setup: Setup,
 }
+
+/// What a node has beside its configuration.
+#[derive(Clone, Default)]
+pub(crate) struct Setup {
+    /// A snapshotter beside the default one.
+    pub(crate) other: Option<&'static str>,
+    /// Puts something between the images and their default snapshotter.
+    pub(crate) wrap: Option<Wrap>,
+}
+
+pub(crate) type Wrap = Arc<dyn Fn(Arc<dyn Snapshotter>) -> Arc<dyn Snapshotter> + Send + Sync>;
 
 impl Node {
     pub(crate) async fn new(registry: &TestRegistry) -> Node {
@@ -35,6 +48,10 @@ impl Node {
 
     /// `registry.test` is the given registry.
     pub(crate) async fn with(registry: &TestRegistry, change: impl FnOnce(&mut Config)) -> Node {
+        Node::set_up(registry, change, Setup::default()).await
+    }
+
+    pub(crate) async fn set_up(registry: &TestRegistry, change: impl FnOnce(&mut Config), setup: Setup) -> Node {
         install_crypto();
         let hosts = TestHosts::new();
         hosts.write("registry.test", &format!("server = \"{}\"", registry.url()));
@@ -52,26 +69,47 @@ impl Node {
             progress_timeout: Duration::from_secs(60),
             pinned: Vec::new(),
             limits: snapshotter::apply::Limits::default(),
+            clock: Arc::new(SystemClock),
         };
         change(&mut config);
-        Node::open(directory, hosts, config).await
+        Node::open(directory, hosts, config, setup).await
     }
 
-    async fn open(directory: tempfile::TempDir, hosts: TestHosts, config: Config) -> Node {
+    async fn open(directory: tempfile::TempDir, hosts: TestHosts, config: Config, setup: Setup) -> Node {
         let schemas = [snapshotter::SCHEMA, windlass_image_service::SCHEMA];
         let store = Store::open(&directory.path().join("windlass.db"), &schemas).unwrap();
         let (root, rows, name) = (config.filesystem.clone(), store.clone(), config.default_snapshotter.clone());
         let snapshotter = tokio::task::spawn_blocking(move || open_snapshotter(&name, &root, rows)).await.unwrap();
-        let snapshotters = BTreeMap::from([(config.default_snapshotter.clone(), Arc::clone(&snapshotter))]);
+        let wrapped =
+            setup.wrap.as_ref().map_or_else(|| Arc::clone(&snapshotter), |wrap| wrap(Arc::clone(&snapshotter)));
+        let mut snapshotters = BTreeMap::from([(config.default_snapshotter.clone(), wrapped)]);
+        if let Some(other) = setup.other {
+            let (root, rows) = (directory.path().join(other), store.clone());
+            let opened = tokio::task::spawn_blocking(move || open_snapshotter(other, &root, rows)).await.unwrap();
+            snapshotters.insert(other.to_owned(), opened);
+        }
         let images = Images::open(config.clone(), store.clone(), snapshotters).await.unwrap();
-        Node { images, ns: Namespace::k8s(), directory, hosts, store, snapshotter, config }
+        Node { images, ns: Namespace::k8s(), directory, hosts, store, snapshotter, config, setup }
     }
 
     /// Ends the daemon and starts it again.
     pub(crate) async fn reopen(self) -> Node {
         self.images.shutdown().await;
         self.store.close().await.unwrap();
-        Node::open(self.directory, self.hosts, self.config).await
+        Node::open(self.directory, self.hosts, self.config, self.setup).await
+    }
+
+    /// Starts the daemon again after one that did not end in order: nothing was waited for, and nothing closed.
+    pub(crate) async fn killed(self) -> Node {
+        self.killed_while(|| {}).await
+    }
+
+    /// As [`Node::killed`]; meanwhile, this happens.
+    pub(crate) async fn killed_while(self, meanwhile: impl FnOnce()) -> Node {
+        std::mem::forget(self.store);
+        drop(self.images);
+        meanwhile();
+        Node::open(self.directory, self.hosts, self.config, self.setup).await
     }
 
     /// Where `registry.test` is from now on: a registry, and mirrors that are asked before it.
