@@ -276,6 +276,27 @@ async fn privileged_a_container_that_never_ran_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn privileged_two_deletes_at_once_run_the_hooks_of_the_end_once_and_answer_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = dir.path().join("ran");
+    let hook = format!("echo ran >>{}; sleep 0.2", ran.display());
+    let world = World::edited("exec sleep 1000", |spec| {
+        spec["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]});
+    })
+    .await;
+    world.create("").await;
+    world.task.start(&world.id, "").await.unwrap();
+    world.kill("", 9, false).await;
+    world.task.wait(&world.id, "").await.unwrap();
+    let (first, second) = tokio::join!(world.task.delete(&world.id, ""), world.task.delete(&world.id, ""));
+    assert_eq!(fs::read_to_string(ran).unwrap(), "ran\n");
+    let first = first.unwrap();
+    assert_eq!(first.exit_status, 137);
+    assert_eq!(second.unwrap(), first);
+    assert_eq!(world.task.delete(&world.id, "").await.unwrap_err().code, windlass_shim::ttrpc::Code::NotFound);
+}
+
+#[tokio::test]
 async fn privileged_a_shim_joins_the_cgroup_that_its_options_name_or_does_not_start() {
     let world = World::new("true").await;
     let name = format!("windlass-{}", world.id);

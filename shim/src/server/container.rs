@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use crate::runc::Runc;
 
 use super::error::TaskError;
 use super::io::PipeOwner;
 use super::process::Process;
+use super::record::Exit;
 use crate::cgroup::Cgroup;
 
 pub(crate) struct Container {
@@ -26,6 +27,8 @@ pub(crate) struct Container {
     pub(crate) init: Process,
     pub(crate) paused: AtomicBool,
     pub(crate) cgroup: OnceLock<Cgroup>,
+    /// Set by the delete that took the container down; another one that comes meanwhile waits for it.
+    pub(crate) deleted: OnceCell<Exit>,
     /// Execs between the begin of their start and their exit; init's exit is published when there are none.
     pub(crate) running_execs: watch::Sender<usize>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
@@ -44,6 +47,7 @@ impl Container {
             init,
             paused: AtomicBool::new(false),
             cgroup: OnceLock::new(),
+            deleted: OnceCell::new(),
             running_execs: watch::Sender::new(0),
             execs: Mutex::default(),
             oom_kills_seen: AtomicU64::new(0),

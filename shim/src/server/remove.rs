@@ -40,7 +40,13 @@ async fn delete_exec(container: &Container, exec: &Process) -> Result<task::Dele
     Ok(response(exit.as_ref()))
 }
 
+/// Two deletes at once would be two of the OCI runtime, each of which runs the container's hooks.
 async fn delete_init(tasks: &Tasks, container: Arc<Container>) -> Result<task::DeleteResponse, TaskError> {
+    let exit = container.deleted.get_or_try_init(|| take_down(tasks, &container)).await?;
+    Ok(response(Some(exit)))
+}
+
+async fn take_down(tasks: &Tasks, container: &Container) -> Result<Exit, TaskError> {
     let init = &container.init;
     match (init.phase(), init.child()) {
         (Phase::Exited(_), _) => {}
@@ -73,7 +79,7 @@ async fn delete_init(tasks: &Tasks, container: Arc<Container>) -> Result<task::D
     };
     tasks.events.publish("/tasks/delete", &event);
     tasks.remove(&container.id);
-    Ok(response(Some(&exit)))
+    Ok(exit)
 }
 
 async fn drain(process: &Process) {
