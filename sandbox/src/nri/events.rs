@@ -179,16 +179,22 @@ impl Nri {
         }
     }
 
+    /// Tells that a container has ended unless it was told, or had ended before this daemon: then plugins never knew it.
+    pub(crate) async fn settle_container(&self, pod: &PodRecord, container: &ContainerRecord) {
+        let ends = self.0.as_ref().is_some_and(|hub| hub.registry.ends(&container.id));
+        if !container.has_exited() || ends {
+            self.stop_container(pod, container).await;
+        }
+    }
+
     /// Tells that a container is removed, once, and before it that it has ended.
     pub(crate) async fn remove_container(&self, pod: &PodRecord, container: &ContainerRecord) {
         let Some(hub) = &self.0 else { return };
-        // Of one whose creation failed plugins have heard already, and of one that had ended before they came, never.
+        // Of one whose creation failed plugins have heard already.
         if container.state.is_none() {
             return;
         }
-        if !container.has_exited() || hub.registry.ends(&container.id) {
-            self.stop_container(pod, container).await;
-        }
+        self.settle_container(pod, container).await;
         let (ending, plugins) = hub.registry.end(&container.id, true);
         let tell = async {
             if !plugins.is_empty() {

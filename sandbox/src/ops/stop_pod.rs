@@ -45,7 +45,7 @@ pub(super) async fn quiesce(world: &World, pod: &PodRecord, containers: &[Living
         {
             tracing::warn!(container = %container.id, error = error.chain(), "a container of a pod that stops goes on");
         }
-        world.nri.stop_container(pod, container).await;
+        world.nri.settle_container(pod, container).await;
     });
     join_all(ends).await;
     world.nri.stop_pod(pod).await;
