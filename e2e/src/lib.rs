@@ -1,7 +1,8 @@
 //! What the black-box tests are made of: a node of the built binaries, a registry with images made on the spot, a CRI
 //! client, and the check that a test left nothing on the machine.
 //!
-//! Nothing here links the daemon: it is driven by its sockets, its files and its signals, as a kubelet would.
+//! Nothing here links the daemon: it is driven by its sockets, its files and its signals, as a kubelet would. The tests
+//! of NRI take its messages and transports from the daemon's crates, for plugins of their own.
 //! A failure panics with what was expected and what the daemon logged.
 
 #![expect(clippy::unwrap_used, reason = "everything here is test code")]

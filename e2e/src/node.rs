@@ -38,7 +38,7 @@ pub const PROBE: &str = "docker.io/library/probe:1";
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 
 /// What a test may set; it takes effect at the next start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     pub pause_image: String,
     /// The OCI runtime; empty is runc.
@@ -47,6 +47,8 @@ pub struct Settings {
     pub cri: String,
     /// The shim; empty is ours.
     pub shim: String,
+    /// Further lines of NRI's table.
+    pub nri: String,
 }
 
 pub struct TestNode {
@@ -78,8 +80,7 @@ impl TestNode {
         let suffix = unique.strip_prefix("windlass-").expect("the prefix just given");
         // A link's name has at most 15 bytes.
         let leakcheck = Leakcheck::new(dir.path(), &unique, &unique, &format!("wl{suffix}"));
-        let settings =
-            Settings { pause_image: PAUSE.into(), runc: String::new(), cri: String::new(), shim: String::new() };
+        let settings = Settings { pause_image: PAUSE.into(), ..Settings::default() };
         let subnet = free_subnet();
         let node = TestNode { settings, registry, leakcheck, dir, subnet, daemon: None, client: None, _turn: turn };
         for name in ["root", "state", "runc", "net.d", "cni-bin", "ipam", "logs"] {
@@ -312,6 +313,7 @@ config_path = "{certs}"
 socket_path = "{nri}"
 plugin_path = "{nri_plugins}"
 plugin_config_path = "{nri_config}"
+{nri_lines}
 [plugins."io.containerd.image-verifier.v1.bindir"]
 bin_dir = "{verifiers}"
 "#,
@@ -329,6 +331,7 @@ bin_dir = "{verifiers}"
             nri = at("nri.sock"),
             nri_plugins = at("nri-plugins"),
             nri_config = at("nri-conf.d"),
+            nri_lines = self.settings.nri,
             verifiers = at("verifiers"),
         )
     }

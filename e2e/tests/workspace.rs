@@ -15,7 +15,7 @@ use windlass_e2e::command;
 const EDGES: &str = "\
     cri-server -> api, cri-server -> image-service, cri-server -> sandbox, cri-server -> snapshotter, cri-server -> store,
     ctr -> api,
-    e2e -> api,
+    e2e -> api, e2e -> sandbox (dev), e2e -> shim (dev),
     image-service -> snapshotter, image-service -> store,
     sandbox -> shim, sandbox -> snapshotter, sandbox -> store,
     snapshotter -> store, snapshotter -> shim (dev)";

@@ -6,14 +6,14 @@
 mod fake;
 #[expect(dead_code, reason = "each file of tests needs a part of it")]
 mod plugin;
+#[expect(dead_code, reason = "each file of tests needs a part of it")]
+mod plugin_node;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use fake::{container_spec, image, pod_spec};
-use plugin::{
-    Plugin, Script, Seen,
-    node::{failing, holding, node, node_with, seen, set_env},
-};
+use plugin::{Plugin, Script, Seen};
+use plugin_node::{failing, holding, node, node_with, seen, set_env};
 use shim::ttrpc::{Code, Status};
 use tokio::sync::watch;
 use windlass_sandbox::{

@@ -6,14 +6,14 @@
 mod fake;
 #[expect(dead_code, reason = "each file of tests needs a part of it")]
 mod plugin;
+#[expect(dead_code, reason = "each file of tests needs a part of it")]
+mod plugin_node;
 
 use std::fs;
 
 use fake::{image, pod_spec};
-use plugin::{
-    Script,
-    node::{failing, memory, node, node_with, seen, set_env, until, update},
-};
+use plugin::Script;
+use plugin_node::{failing, memory, node, node_with, seen, set_env, until, update};
 use prost::Message;
 use tokio::sync::watch;
 use windlass_sandbox::{

@@ -1,6 +1,6 @@
 //! An NRI plugin in the test's own process: it connects over a socket, notes every call, and answers as the test says.
-
-pub(crate) mod node;
+//!
+//! The end-to-end tests include this file as well, so it names nothing of this crate's tests.
 
 use std::{
     path::Path,
@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use windlass_sandbox::nri::{
     mux::{Ends, Trunk},
     proto::{
-        ConfigureRequest, ConfigureResponse, ContainerEvent, ContainerUpdate, CreateContainerResponse, Empty,
-        RegisterPluginRequest, StateChangeEvent, SynchronizeRequest, SynchronizeResponse, UpdateContainersRequest,
-        UpdateContainersResponse, service,
+        ConfigureRequest, ConfigureResponse, ContainerEvent, ContainerEviction, ContainerUpdate,
+        CreateContainerResponse, Empty, RegisterPluginRequest, StateChangeEvent, SynchronizeRequest,
+        SynchronizeResponse, UpdateContainersRequest, UpdateContainersResponse, service,
     },
 };
 
@@ -88,7 +88,17 @@ struct Shared {
 impl Plugin {
     /// Connects, registers and returns; what follows is in [`Plugin::seen`].
     pub(crate) async fn register(socket: &Path, index: &str, name: &str, script: Script) -> Result<Plugin, Status> {
-        let (Ends { plugin, runtime }, trunk) = Trunk::new(UnixStream::connect(socket).await.unwrap()).unwrap();
+        Plugin::register_on(UnixStream::connect(socket).await.unwrap(), index, name, script).await
+    }
+
+    /// The same on a connection that is there already.
+    pub(crate) async fn register_on(
+        socket: UnixStream,
+        index: &str,
+        name: &str,
+        script: Script,
+    ) -> Result<Plugin, Status> {
+        let (Ends { plugin, runtime }, trunk) = Trunk::new(socket).unwrap();
         let closing = CancellationToken::new();
         let shared = Arc::new(Shared {
             script,
@@ -160,9 +170,21 @@ impl Plugin {
         Ok(answer.failed)
     }
 
+    /// Asks for the end of a container.
+    pub(crate) async fn evict(&self, container: &str, reason: &str) -> Result<(), Status> {
+        let evict = vec![ContainerEviction { container_id: container.into(), reason: reason.into() }];
+        let request = UpdateContainersRequest { update: Vec::new(), evict };
+        self.runtime.call::<UpdateContainersResponse>(service::RUNTIME, "UpdateContainers", &request).await.map(drop)
+    }
+
+    /// Waits until the connection is closed, however long it takes.
+    pub(crate) async fn ended(&self) {
+        self.closing.cancelled().await;
+    }
+
     /// Waits until the daemon has closed the connection.
     pub(crate) async fn closed(&self) {
-        let closed = tokio::time::timeout(Duration::from_secs(20), self.closing.cancelled()).await;
+        let closed = tokio::time::timeout(Duration::from_secs(20), self.ended()).await;
         closed.expect("the connection is closed");
     }
 }

@@ -16,8 +16,10 @@ use windlass_sandbox::{
     },
 };
 
-use super::{Plugin, Script, Seen};
-use crate::fake::{self, Fault, Machine, Process, container_spec, image, pod_spec};
+use crate::{
+    fake::{self, Fault, Machine, Process, container_spec, image, pod_spec},
+    plugin::{Plugin, Script, Seen},
+};
 
 pub(crate) struct Node {
     pub(crate) machine: Arc<Machine>,
