@@ -6,16 +6,21 @@ mod support;
 use std::sync::Arc;
 
 use support::proxy::TestProxy;
+use support::socks::TestSocks;
 use support::{Action, Auth, TestAuthority, TestHosts, TestRegistry, basic, install_crypto};
 use windlass_image_service::reference::Reference;
 use windlass_image_service::registry::{
-    Clients, Credentials, Error, Proxies, Registry, RegistryConfig, Resolved, media_type,
+    Clients, Credentials, Environment, Error, Proxies, Registry, RegistryConfig, Resolved, media_type,
 };
 
 /// Resolves `registry.test/team/app:v1` with this `hosts.toml` and this environment.
 async fn resolve(hosts: &TestHosts, http: &str, https: &str, no_proxy: &str) -> Result<Resolved, Error> {
+    resolve_by(hosts, Environment { http, https, no_proxy, ..Environment::default() }).await
+}
+
+async fn resolve_by(hosts: &TestHosts, environment: Environment<'_>) -> Result<Resolved, Error> {
     install_crypto();
-    let (proxies, errors) = Proxies::new(http, https, no_proxy);
+    let (proxies, errors) = Proxies::new(environment);
     assert_eq!(errors, []);
     let config = RegistryConfig { config_path: vec![hosts.root()], ..RegistryConfig::default() };
     let registry = Registry::new(config, Arc::new(Clients::with_proxies(proxies)));
@@ -121,4 +126,58 @@ async fn a_registry_elsewhere_cannot_send_us_to_this_machine() {
     let error = resolve(&hosts, &address, "", "").await.unwrap_err().to_string();
     assert!(error.contains("token server is refused"), "{error}");
     assert_eq!(own.lines(), [""; 0]);
+}
+
+#[tokio::test]
+async fn socks_carries_plain_requests_and_tls_to_names_that_only_the_proxy_knows() {
+    let authority = TestAuthority::new();
+    let (plain, tls) =
+        (TestRegistry::http().await, TestRegistry::https_named(&authority, "registry.test", false).await);
+    for (scheme, server, port) in [("http", &plain, 80), ("https", &tls, 443)] {
+        put_image(server);
+        let hosts = TestHosts::new();
+        authority.write_to(&hosts.directory("registry.test"));
+        hosts.write("registry.test", &format!("server = \"{scheme}://registry.test\"\nca = \"ca.pem\"\n"));
+        // The password has an @, which an address writes as %40.
+        let proxy = TestSocks::to(server.address, Some(("proxy-user", "pass@word"))).await;
+        for spelling in ["socks5", "socks5h"] {
+            let all = &format!("{spelling}://proxy-user:pass%40word@{}", proxy.address);
+            resolve_by(&hosts, Environment { all, ..Environment::default() }).await.unwrap();
+        }
+        let open = TestSocks::to(server.address, None).await;
+        let (http, https) = (&format!("socks5://{}", open.address), &format!("socks5h://{}", open.address));
+        resolve_by(&hosts, Environment { http, https, ..Environment::default() }).await.unwrap();
+        let asked = format!("registry.test:{port}");
+        for seen in [proxy.seen(), open.seen()] {
+            assert!(!seen.is_empty() && seen.iter().all(|target| *target == asked), "{seen:?}");
+        }
+        // The proxy's credentials are for the proxy.
+        assert!(server.seen().iter().all(|seen| seen.header("proxy-authorization").is_none()));
+        let error = resolve_by(&hosts, Environment { all: http, no_proxy: "registry.test", ..Environment::default() });
+        assert!(error.await.unwrap_err().to_string().contains("its name cannot be resolved"));
+    }
+}
+
+#[tokio::test]
+async fn a_socks_proxy_that_refuses_or_is_not_there_is_named_without_its_password() {
+    let server = TestRegistry::http().await;
+    let hosts = TestHosts::new();
+    let strict = TestSocks::to(server.address, Some(("user", "right"))).await;
+    let closed = TestSocks::refusing(5).await;
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for (address, user) in
+        [(strict.address, "user:canary@"), (strict.address, ""), (closed.address, ""), (gone, "user:canary@")]
+    {
+        for scheme in ["http", "https"] {
+            hosts.write("registry.test", &format!("server = \"{scheme}://registry.test\"\n"));
+            let all = &format!("socks5://{user}{address}");
+            let error = resolve_by(&hosts, Environment { all, ..Environment::default() }).await.unwrap_err();
+            assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+            let text = error.to_string();
+            let shown = format!("no connection by way of the proxy socks5://{address}: ");
+            assert!(text.contains(&shown) && text.contains("; check ALL_PROXY and NO_PROXY"), "{text}");
+            assert!(!text.contains("canary") && !text.contains('\n'), "{text}");
+        }
+    }
+    assert_eq!(server.lines(), [""; 0]);
 }

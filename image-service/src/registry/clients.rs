@@ -13,7 +13,7 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::redirect::Policy;
 
-use super::proxy::Proxies;
+use super::proxy::{Proxies, Proxy};
 use super::tls::{Material, TlsError};
 use crate::digest::{Algorithm, Digest, Digester};
 use crate::hosts::{ClientCertificate, Host, Scheme, Tls};
@@ -79,7 +79,7 @@ impl Clients {
     }
 
     /// The proxy that requests to this address go through.
-    pub(crate) fn proxy_for(&self, url: &Url) -> Option<&Url> {
+    pub(crate) fn proxy_for(&self, url: &Url) -> Option<&Proxy> {
         self.proxies.for_url(url)
     }
 
@@ -135,7 +135,7 @@ fn build(key: &Key, material: &Material, proxies: Arc<Proxies>) -> Result<reqwes
         .http2_adaptive_window(true)
         // The library's own reading of the environment differs from Go's.
         .no_proxy()
-        .proxy(reqwest::Proxy::custom(move |url| proxies.for_url(url).cloned()));
+        .proxy(reqwest::Proxy::custom(move |url| proxies.for_url(url).map(Proxy::for_client)));
     if key.scheme == Scheme::Http {
         return Ok(builder.tls_certs_only([]).build()?);
     }

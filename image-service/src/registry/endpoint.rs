@@ -20,7 +20,6 @@ use reqwest::{Response, Url};
 use super::clients::Clients;
 use super::error::Outcome;
 use super::patience::{Patience, retry_after};
-use super::proxy::shown_proxy;
 use super::transport::{Transport, is_not_tls, is_passing, printable, read_limited, shown_error, shown_url};
 use crate::auth::{Authenticator, Secret, TokenError};
 use crate::hosts::{Host, Scheme, may_lead_to};
@@ -245,8 +244,8 @@ impl Endpoint {
                 && let Some(proxy) = self.transport.proxy_for(&url)
             {
                 let text = format!(
-                    "the proxy {} wants credentials; write them into HTTP_PROXY as http://user:password@host:port",
-                    shown_proxy(proxy)
+                    "the proxy {proxy} wants credentials; write them into {} as http://user:password@host:port",
+                    proxy.variable
                 );
                 return Err((Failure::Final(Outcome::Transport(text)), false));
             }

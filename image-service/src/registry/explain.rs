@@ -6,14 +6,13 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
-use reqwest::Url;
 use rustls::{AlertDescription, CertificateError};
 
-use super::proxy::shown_proxy;
+use super::proxy::Proxy;
 use super::transport::{causes, shown_error, tls_error};
 
-/// The line for an error of a request to `url`, which went by way of `proxy`.
-pub(crate) fn explain(error: &reqwest::Error, url: &Url, proxy: Option<&Url>, dial_timeout: Duration) -> String {
+/// The line for an error of a request, which went by way of `proxy`.
+pub(crate) fn explain(error: &reqwest::Error, proxy: Option<&Proxy>, dial_timeout: Duration) -> String {
     let cause = shown_error(error);
     if let Some(tls) = causes(error).find_map(tls_error) {
         return match advice(tls) {
@@ -22,8 +21,7 @@ pub(crate) fn explain(error: &reqwest::Error, url: &Url, proxy: Option<&Url>, di
         };
     }
     if let Some(proxy) = proxy.filter(|_| error.is_connect() || error.is_timeout()) {
-        let variable = if url.scheme() == "https" { "HTTPS_PROXY" } else { "HTTP_PROXY" };
-        let proxy = shown_proxy(proxy);
+        let variable = proxy.variable;
         return format!(
             "no connection by way of the proxy {proxy}: {cause}; check {variable} and NO_PROXY in the daemon's environment"
         );

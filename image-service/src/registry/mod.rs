@@ -33,7 +33,7 @@ pub use blob::{BlobStream, Parts, Watch};
 pub use clients::Clients;
 pub use descriptor::{Descriptor, Platform, media_type};
 pub use error::{Attempt, Error, Outcome, Tried};
-pub use proxy::{Proxies, ProxyError};
+pub use proxy::{Environment, Proxies, ProxyError};
 pub use session::Session;
 
 use crate::auth::{Secret, canonical_host};

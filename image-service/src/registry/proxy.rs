@@ -2,7 +2,9 @@
 //! forms, since that is what a containerd's unit file is written for.
 //!
 //! An `https` address goes through `HTTPS_PROXY`, an `http` address through `HTTP_PROXY`; this machine itself is always
-//! asked directly. `NO_PROXY` lists, separated by commas, `*`, names (with their subdomains), `.names` (subdomains only),
+//! asked directly. Where one of them is not set, `ALL_PROXY` is used, which Go does not read and curl does. A proxy speaks
+//! HTTP (`http://`, `https://`) or SOCKS 5 (`socks5://`, `socks5h://`: RFC 1928, RFC 1929), and then resolves the names of
+//! registries itself in both spellings, as in Go. `NO_PROXY` lists, separated by commas, `*`, names (with their subdomains), `.names` (subdomains only),
 //! addresses and networks, each but the last with a port if wanted. Rules: golang.org/x/net/http/httpproxy.
 
 use std::fmt;
@@ -12,12 +14,31 @@ use reqwest::Url;
 
 use crate::hosts::{is_loopback, split_port};
 
+/// Where SOCKS servers listen (RFC 1928 §3).
+const SOCKS_PORT: u16 = 1080;
+
 /// The proxies of this process. `Debug` shows no credentials.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
-    http: Option<Url>,
-    https: Option<Url>,
+    http: Option<Proxy>,
+    https: Option<Proxy>,
     direct: Vec<Direct>,
+}
+
+/// One proxy, and where it was named. `Debug` and `Display` show no credentials.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Proxy {
+    url: Url,
+    pub(crate) variable: &'static str,
+}
+
+/// The values of the environment that name proxies; an empty one names none.
+#[derive(Clone, Copy, Default)]
+pub struct Environment<'a> {
+    pub http: &'a str,
+    pub https: &'a str,
+    pub all: &'a str,
+    pub no_proxy: &'a str,
 }
 
 /// Why a value of the environment is no proxy. Never quotes it, as it may hold a password.
@@ -49,31 +70,39 @@ impl Proxies {
             tracing::warn!("HTTP_PROXY is not used where REQUEST_METHOD is set");
             http.clear();
         }
-        let (proxies, errors) =
-            Proxies::new(&http, &read(["HTTPS_PROXY", "https_proxy"]), &read(["NO_PROXY", "no_proxy"]));
+        let (proxies, errors) = Proxies::new(Environment {
+            http: &http,
+            https: &read(["HTTPS_PROXY", "https_proxy"]),
+            all: &read(["ALL_PROXY", "all_proxy"]),
+            no_proxy: &read(["NO_PROXY", "no_proxy"]),
+        });
         for error in errors {
             tracing::error!(%error, "a proxy of the environment is not used");
         }
         proxies
     }
 
-    /// The proxies that these values name; an empty one is none.
-    pub fn new(http: &str, https: &str, no_proxy: &str) -> (Proxies, Vec<ProxyError>) {
+    /// The proxies that these values name.
+    pub fn new(environment: Environment<'_>) -> (Proxies, Vec<ProxyError>) {
+        let Environment { http, https, all, no_proxy } = environment;
         let mut errors = Vec::new();
-        let mut parse = |variable, value| match parse_proxy(variable, value) {
+        let mut parse = |variable, value: &str| match parse_proxy(variable, value) {
             Ok(proxy) => proxy,
             Err(error) => {
                 errors.push(error);
                 None
             }
         };
-        let (http, https) = (parse("HTTP_PROXY", http), parse("HTTPS_PROXY", https));
+        let all = parse("ALL_PROXY", all);
+        // One that is named wrongly is not made up for by the other: it was to be used.
+        let mut choose = |variable, value: &str| if value.is_empty() { all.clone() } else { parse(variable, value) };
+        let (http, https) = (choose("HTTP_PROXY", http), choose("HTTPS_PROXY", https));
         let direct = no_proxy.split(',').filter_map(|entry| parse_direct(&entry.trim().to_ascii_lowercase())).collect();
         (Proxies { http, https, direct }, errors)
     }
 
     /// The proxy for an address, or none if it is to be asked directly.
-    pub(crate) fn for_url(&self, url: &Url) -> Option<&Url> {
+    pub(crate) fn for_url(&self, url: &Url) -> Option<&Proxy> {
         let proxy = match url.scheme() {
             "https" => self.https.as_ref(),
             "http" => self.http.as_ref(),
@@ -91,23 +120,45 @@ impl Proxies {
 
 impl fmt::Debug for Proxies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |proxy: &Option<Url>| proxy.as_ref().map(shown_proxy);
         f.debug_struct("Proxies")
-            .field("http", &shown(&self.http))
-            .field("https", &shown(&self.https))
+            .field("http", &self.http)
+            .field("https", &self.https)
             .field("direct", &self.direct)
             .finish()
     }
 }
 
-/// Scheme, host and port of a proxy: all that may be shown.
-pub(crate) fn shown_proxy(proxy: &Url) -> String {
-    format!(
-        "{}://{}:{}",
-        proxy.scheme(),
-        proxy.host_str().unwrap_or_default(),
-        proxy.port_or_known_default().unwrap_or(0)
-    )
+impl Proxy {
+    /// As the HTTP client wants it: with its port, and so that the proxy resolves names.
+    pub(crate) fn for_client(&self) -> Url {
+        let mut url = self.url.clone();
+        if self.is_socks() {
+            // Neither can fail: both schemes have hosts, ports and no rules of their own.
+            let _ = url.set_port(Some(self.port())).and_then(|()| url.set_scheme("socks5h"));
+        }
+        url
+    }
+
+    fn is_socks(&self) -> bool {
+        self.url.scheme().starts_with("socks")
+    }
+
+    fn port(&self) -> u16 {
+        self.url.port_or_known_default().unwrap_or(SOCKS_PORT)
+    }
+}
+
+/// Scheme, host and port: all that may be shown.
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}:{}", self.url.scheme(), self.url.host_str().unwrap_or_default(), self.port())
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} of {}", self.variable)
+    }
 }
 
 impl Direct {
@@ -147,7 +198,7 @@ fn is_within(host: IpAddr, network: IpAddr, bits: u8) -> bool {
 }
 
 /// A whole URL, or `host:port`, which is http.
-fn parse_proxy(variable: &'static str, value: &str) -> Result<Option<Url>, ProxyError> {
+fn parse_proxy(variable: &'static str, value: &str) -> Result<Option<Proxy>, ProxyError> {
     if value.is_empty() {
         return Ok(None);
     }
@@ -156,8 +207,8 @@ fn parse_proxy(variable: &'static str, value: &str) -> Result<Option<Url>, Proxy
     let url = url.map_err(|_| refused("write it as http://host:port"))?;
     match url.scheme() {
         _ if url.host_str().is_none_or(str::is_empty) => Err(refused("it names no host")),
-        "http" | "https" => Ok(Some(url)),
-        _ => Err(refused("only http and https proxies are supported")),
+        "http" | "https" | "socks5" | "socks5h" => Ok(Some(Proxy { url, variable })),
+        _ => Err(refused("only http, https, socks5 and socks5h proxies are supported")),
     }
 }
 
@@ -190,18 +241,21 @@ fn parse_direct(entry: &str) -> Option<Direct> {
 mod tests {
     use super::*;
 
+    const NOTHING: Environment<'static> = Environment { http: "", https: "", all: "", no_proxy: "" };
+
     fn proxied(no_proxy: &str, url: &str) -> bool {
-        let (proxies, errors) = Proxies::new("http://plain:3128", "tls:3129", no_proxy);
+        let (proxies, errors) =
+            Proxies::new(Environment { http: "http://plain:3128", https: "tls:3129", no_proxy, ..NOTHING });
         assert_eq!(errors, []);
         proxies.for_url(&Url::parse(url).unwrap()).is_some()
     }
 
     #[test]
     fn each_scheme_has_its_proxy_and_this_machine_has_none() {
-        let (proxies, errors) = Proxies::new("http://plain:3128", "tls:3129", "");
+        let (proxies, errors) = Proxies::new(Environment { http: "http://plain:3128", https: "tls:3129", ..NOTHING });
         assert_eq!(errors, []);
         let check = |url: &str, expected: Option<&str>| {
-            let found = proxies.for_url(&Url::parse(url).unwrap()).map(shown_proxy);
+            let found = proxies.for_url(&Url::parse(url).unwrap()).map(Proxy::to_string);
             assert_eq!(found.as_deref(), expected, "{url}");
         };
         check("http://quay.io/x", Some("http://plain:3128"));
@@ -241,13 +295,41 @@ mod tests {
     #[test]
     fn what_is_no_proxy_is_named_without_its_value() {
         let check = |value: &str, problem: &'static str| {
-            let (proxies, errors) = Proxies::new("", value, "");
+            // What is to be used and cannot be is not made up for.
+            let (proxies, errors) = Proxies::new(Environment { https: value, ..NOTHING });
             assert_eq!(errors, [ProxyError { variable: "HTTPS_PROXY", problem }], "{value}");
             assert_eq!(proxies, Proxies::default());
         };
         check("http://user:canary@", "write it as http://host:port");
-        check("ftp://proxy", "only http and https proxies are supported");
-        let (proxies, _) = Proxies::new("http://user:canary@proxy:1", "", "");
+        check("socks5://", "it names no host");
+        for other in ["ftp://proxy", "socks4://user:canary@proxy", "socks://proxy"] {
+            check(other, "only http, https, socks5 and socks5h proxies are supported");
+        }
+        let socks = "socks5://user:canary@proxy:1";
+        let (proxies, _) = Proxies::new(Environment { http: "http://user:canary@proxy:1", https: socks, ..NOTHING });
         assert!(!format!("{proxies:?}").contains("canary"), "{proxies:?}");
+    }
+
+    #[test]
+    fn all_proxy_is_for_schemes_that_have_none_and_socks_has_its_port_and_resolves_names() {
+        let check = |environment: Environment<'_>, http: &str, https: &str| {
+            let (proxies, errors) = Proxies::new(Environment { no_proxy: "direct.test", ..environment });
+            assert_eq!(errors, []);
+            let found = |url: &str| {
+                let proxy = proxies.for_url(&Url::parse(url).unwrap());
+                proxy.map(|proxy| format!("{proxy:?}, {}", proxy.for_client())).unwrap_or_default()
+            };
+            assert_eq!([found("http://quay.io"), found("https://quay.io")], [http, https]);
+            assert_eq!([found("http://direct.test"), found("https://127.0.0.1")], ["", ""]);
+        };
+        let (all, own) = ("socks5://u:p%40@s", "http://h:1");
+        let by_all = "socks5://s:1080 of ALL_PROXY, socks5h://u:p%40@s:1080";
+        check(Environment { all, ..NOTHING }, by_all, by_all);
+        check(Environment { all, https: own, ..NOTHING }, by_all, "http://h:1 of HTTPS_PROXY, http://h:1/");
+        check(
+            Environment { http: "socks5h://[::1]:9", ..NOTHING },
+            "socks5h://[::1]:9 of HTTP_PROXY, socks5h://[::1]:9",
+            "",
+        );
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 
 use super::clients::{ClientError, Clients, DIAL_TIMEOUT};
 use super::explain::explain;
+use super::proxy::Proxy;
 use crate::hosts::{Host, Scheme, Tls};
 
 const MAX_SHOWN: usize = 512;
@@ -54,11 +55,11 @@ impl Transport {
     /// What an error of a request to `url` means.
     pub(crate) fn explain(&self, url: &Url, error: &reqwest::Error) -> String {
         let dial_timeout = self.host.dial_timeout.unwrap_or(DIAL_TIMEOUT);
-        explain(error, url, self.clients.proxy_for(url), dial_timeout)
+        explain(error, self.clients.proxy_for(url), dial_timeout)
     }
 
     /// The proxy that a request to `url` goes through, if any.
-    pub(crate) fn proxy_for(&self, url: &Url) -> Option<&Url> {
+    pub(crate) fn proxy_for(&self, url: &Url) -> Option<&Proxy> {
         self.clients.proxy_for(url)
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! server.rs: connections, and how a registry dies ──► answer.rs: what a request gets ──► body.rs: how it is sent
-//! authority.rs: certificates     hosts.rs: hosts.toml     proxy.rs: a proxy in front     clock.rs: time
+//! authority.rs: certificates     hosts.rs: hosts.toml     proxy.rs, socks.rs: proxies in front     clock.rs: time
 //! ```
 #![expect(dead_code, unreachable_pub, reason = "each test binary includes the module and uses a part of it")]
 
@@ -15,6 +15,7 @@ pub mod clock;
 mod hosts;
 pub mod proxy;
 mod server;
+pub mod socks;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
