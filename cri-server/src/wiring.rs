@@ -49,6 +49,8 @@ pub(crate) fn images(config: &Config) -> images::Config {
         waits_for_disk: images.waits_for_disk,
         progress_timeout: images.progress_timeout,
         limits: Limits { bytes: images.max_layer_bytes, inodes: images.max_layer_files, ..Limits::default() },
+        max_image_bytes: images.max_image_bytes,
+        max_image_files: images.max_image_files,
         clock: Arc::new(SystemClock),
         // The sandbox image is needed by every pod, so it is never offered for collection.
         pinned: std::iter::once(images.pause_image.clone()).chain(images.pinned.iter().cloned()).collect(),

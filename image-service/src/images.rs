@@ -15,7 +15,10 @@ use std::{
 };
 
 use oci_spec::image::ImageConfiguration;
-use snapshotter::{Snapshotter, apply::Limits};
+use snapshotter::{
+    Snapshotter,
+    apply::{Budget, Limits},
+};
 use store::{Namespace, Store};
 use tokio_util::task::TaskTracker;
 
@@ -88,8 +91,19 @@ pub struct Config {
     pub pinned: Vec<String>,
     /// What one layer may hold, unpacked.
     pub limits: Limits,
+    /// What the layers of one image may hold together, unpacked: bytes of files.
+    pub max_image_bytes: u64,
+    /// And files of any kind.
+    pub max_image_files: u64,
     /// What tells when leases are over.
     pub clock: Arc<dyn Clock>,
+}
+
+impl Config {
+    /// For the layers of one image.
+    pub(crate) fn budget(&self) -> Budget {
+        Budget::new(self.max_image_bytes, self.max_image_files)
+    }
 }
 
 /// One image, as everyone but this crate sees it.

@@ -129,6 +129,7 @@ impl Pull<'_> {
         }
         let width = thread::available_parallelism().map_or(2, |cores| cores.get() + 1);
         let permits = Arc::new(Semaphore::new(width));
+        let budget = Arc::new(self.images.shared.config.budget());
         let mut steps = FuturesUnordered::new();
         let mut below = None;
         for (((layer, followers), diff_id), chain_id) in layers.iter().zip(followers).zip(diff_ids).zip(&chain) {
@@ -136,7 +137,7 @@ impl Pull<'_> {
             let on_top = Below { chain_id: chain_id.clone(), done: is_done };
             let below = below.replace(on_top);
             let (digest, chain_id) = (layer.digest.clone(), chain_id.clone());
-            steps.push(self.unpack(Step { followers, digest, diff_id, chain_id, below, done }, &permits));
+            steps.push(self.unpack(Step { followers, digest, diff_id, chain_id, below, done }, &permits, &budget));
         }
         while let Some(unpacked) = steps.next().await {
             unpacked?;
@@ -147,7 +148,7 @@ impl Pull<'_> {
 
     /// Makes the snapshot of one layer. Whoever holds the turn of a layer waits only for layers further down, so that
     /// pulls that have layers in common cannot wait for each other.
-    async fn unpack(&self, step: Step, permits: &Arc<Semaphore>) -> Result<(), PullError> {
+    async fn unpack(&self, step: Step, permits: &Arc<Semaphore>, budget: &Arc<apply::Budget>) -> Result<(), PullError> {
         let Step { mut followers, digest, diff_id, chain_id, mut below, done } = step;
         let shared = &self.images.shared;
         let named = shared.snapshotter(self.key.snapshotter.as_deref()).map_err(|error| self.failed(error))?;
@@ -172,6 +173,7 @@ impl Pull<'_> {
                 is_ahead,
                 permit,
                 limits: self.images.shared.config.limits,
+                budget: Arc::clone(budget),
             };
             let (namespace, cancelled) = (self.key.namespace.clone(), Arc::clone(&self.cancelled));
             let extracting = self.work.spawn_blocking(move || {
@@ -223,6 +225,7 @@ struct Extraction {
     is_ahead: bool,
     permit: OwnedSemaphorePermit,
     limits: apply::Limits,
+    budget: Arc<apply::Budget>,
 }
 
 enum Extracted {
@@ -232,13 +235,14 @@ enum Extracted {
 
 impl Extraction {
     fn run(self, namespace: &Namespace, cancelled: &AtomicBool, blob: Follower) -> Result<Extracted, UnpackError> {
-        let Extraction { snapshotter, digest, diff_id, chain_id, below, is_ahead, permit, limits } = self;
+        let Extraction { snapshotter, digest, diff_id, chain_id, below, is_ahead, permit, limits, budget } = self;
         let snapshotter = snapshotter.as_ref();
+        let parent = below.as_ref().map(|below| below.chain_id.clone());
         if unpack::is_unpacked(snapshotter, namespace, &chain_id)? {
+            unpack::count(snapshotter, namespace, &chain_id, parent.as_deref(), &budget)?;
             return Ok(Extracted::Already);
         }
         let permit = Cell::new(Some(permit));
-        let parent = below.as_ref().map(|below| below.chain_id.clone());
         let ahead: Option<apply::Below<'_>> = match &below {
             Some(below) if is_ahead => {
                 let mut below = below.clone();
@@ -269,6 +273,7 @@ impl Extraction {
             parent: parent.as_deref(),
             cancelled,
             limits: &limits,
+            budget: &budget,
         };
         unpack::extract(snapshotter, layer, ahead)?;
         Ok(Extracted::Now)

@@ -18,8 +18,8 @@ use std::{
 
 use flate2::read::MultiGzDecoder;
 use snapshotter::{
-    Kind, Labels, Snapshotter,
-    apply::{Below, Limits, Target, Whiteouts, apply, apply_ahead},
+    Kind, Labels, Snapshotter, Usage,
+    apply::{Below, Budget, Limits, Target, Whiteouts, apply_within},
     layer_dirs,
 };
 use store::Namespace;
@@ -55,6 +55,8 @@ pub(crate) struct Layer<'a> {
     /// Set when nobody wants the image any more.
     pub(crate) cancelled: &'a AtomicBool,
     pub(crate) limits: &'a Limits,
+    /// Of all layers of the image.
+    pub(crate) budget: &'a Budget,
 }
 
 /// Whether the snapshot of this chain id is there already.
@@ -64,6 +66,28 @@ pub(crate) fn is_unpacked(snapshotter: &dyn Snapshotter, ns: &Namespace, chain_i
         Err(snapshotter::Error::NotFound { .. }) => Ok(false),
         Err(source) => Err(Error::failed(format!("look for layer {chain_id}"), source)),
     }
+}
+
+/// Counts what a layer holds that is there already.
+pub(crate) fn count(
+    snapshotter: &dyn Snapshotter,
+    ns: &Namespace,
+    chain_id: &str,
+    parent: Option<&str>,
+    budget: &Budget,
+) -> Result<(), Error> {
+    let usage = |key: &str| {
+        snapshotter.usage(ns, key).map_err(|source| Error::failed(format!("measure layer {chain_id}"), source))
+    };
+    let (whole, below) = match parent.filter(|_| !snapshotter.can_rebase()) {
+        // A copy holds what its parent does, but for what it replaces.
+        Some(parent) => (usage(chain_id)?, usage(parent)?),
+        // The root is no file of the layer's.
+        None => (usage(chain_id)?, Usage { bytes: 0, inodes: 1 }),
+    };
+    budget
+        .take(whole.bytes.saturating_sub(below.bytes), whole.inodes.saturating_sub(below.inodes))
+        .map_err(|source| Error::failed(format!("use layer {chain_id}"), source))
 }
 
 /// Why a layer was not extracted.
@@ -179,11 +203,7 @@ fn apply_all(layer: &mut Layer<'_>, target: &Target, ahead: Option<Below<'_>>) -
     let unread = |source| Error::failed(format!("read layer {digest}"), source);
     let digester = Digester::new(layer.diff_id.algorithm());
     let finish = |tar: &mut dyn Read| {
-        let limits = layer.limits;
-        let applied = match ahead {
-            Some(below) => apply_ahead(tar, target, below, limits),
-            None => apply(tar, target, limits),
-        };
+        let applied = apply_within(tar, target, ahead, layer.limits, layer.budget);
         applied.map(drop).map_err(|source| Error::failed(format!("unpack layer {digest}"), source))
     };
     let mut blob = BufReader::with_capacity(COMPRESSED, &mut layer.blob);

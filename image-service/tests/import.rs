@@ -353,6 +353,10 @@ async fn privileged_limits_hold_for_archives_and_their_layers() {
     let error = import(&node, named(&pack::image(&many), &[]).tar()).await.unwrap_err();
     assert!(chain(&error).contains("the layer holds more than 10 files"), "{}", chain(&error));
     node.is_empty();
+    let node = limited(|config| config.max_image_files = 10).await;
+    let error = import(&node, named(&pack::image(&many), &[]).tar()).await.unwrap_err();
+    assert!(chain(&error).contains("the layers of the image together hold more than 10 files"), "{}", chain(&error));
+    node.is_empty();
 }
 
 /// A stream that gives a part and then nothing more.

@@ -9,11 +9,11 @@ mod support;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use node::{Compression, Layer, Node, Recipe, eventually};
+use node::{Compression, Layer, Node, Recipe, chain, eventually};
 use serde_json::json;
 use support::{Action, TestRegistry};
 use windlass_image_service::digest::Digest;
-use windlass_image_service::images::PullError;
+use windlass_image_service::images::{Config, PullError};
 use windlass_image_service::registry::media_type;
 
 fn two_layers() -> Recipe {
@@ -303,6 +303,42 @@ async fn privileged_a_pinned_reference_makes_a_pinned_image() {
     two_layers().push(&registry, "pause", &["3.10"]);
     let node = Node::with(&registry, |config| config.pinned = vec!["registry.test/pause:3.10".into()]).await;
     assert!(node.pull("registry.test/pause:3.10").await.unwrap().pinned);
+}
+
+/// Each layer is small; the layers of an image are counted together, those that are there already too.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_an_image_may_hold_only_so_much_in_all_and_leaves_nothing_if_it_holds_more() {
+    let registry = TestRegistry::http().await;
+    let layer =
+        |name: &str| Layer::new(Compression::Gzip).file(name, &"x".repeat(40_000)).file(&format!("more {name}"), name);
+    Recipe::new(vec![layer("one"), layer("two")]).push(&registry, "team/two", &["v1"]);
+    Recipe::new(vec![layer("one"), layer("two"), layer("three")]).push(&registry, "team/three", &["v1"]);
+    type Change = fn(&mut Config);
+    let bytes: Change = |config| config.max_image_bytes = 110_000;
+    let files: Change = |config| config.max_image_files = 5;
+    for default in ["overlayfs", "native"] {
+        let cases = [(bytes, "hold more than 110000 bytes of files"), (files, "hold more than 5 files")];
+        for (change, expected) in cases {
+            let set = |config: &mut Config| {
+                config.default_snapshotter = default.into();
+                change(config);
+            };
+            let node = Node::with(&registry, set).await;
+            let refused = async || {
+                let error = chain(&node.pull("registry.test/team/three:v1").await.unwrap_err());
+                assert!(error.contains(&format!("the layers of the image together {expected}")), "{default}: {error}");
+            };
+            refused().await;
+            node.is_empty();
+            let fitting = node.pull("registry.test/team/two:v1").await;
+            fitting.unwrap_or_else(|error| panic!("{default}: {}", chain(&error)));
+            let before = (node.snapshots_sorted(), node.blobs());
+            refused().await;
+            assert_eq!((node.snapshots_sorted(), node.blobs()), before, "{default}");
+            // What is there already is counted once.
+            node.pull("registry.test/team/two:v1").await.unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -126,6 +126,9 @@ pub(crate) struct Images {
     /// What one layer may hold, unpacked.
     pub(crate) max_layer_bytes: u64,
     pub(crate) max_layer_files: u64,
+    /// What the layers of one image may hold together, unpacked.
+    pub(crate) max_image_bytes: u64,
+    pub(crate) max_image_files: u64,
 }
 
 /// One runtime handler (`runtimes.<name>`).
@@ -324,6 +327,8 @@ impl Default for Images {
             preload_dir: PathBuf::new(),
             max_layer_bytes: 128 << 30,
             max_layer_files: 4_000_000,
+            max_image_bytes: 256 << 30,
+            max_image_files: 8_000_000,
         }
     }
 }

@@ -285,6 +285,8 @@ fn own(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) ->
     section.path_value("preload_dir", &mut images.preload_dir)?;
     section.number("max_layer_bytes", &mut images.max_layer_bytes)?;
     section.number("max_layer_files", &mut images.max_layer_files)?;
+    section.number("max_image_bytes", &mut images.max_image_bytes)?;
+    section.number("max_image_files", &mut images.max_image_files)?;
     section.unknown(warnings);
     Ok(())
 }

@@ -181,14 +181,16 @@ impl Import<'_> {
 
     fn unpack(&mut self, local: &Local) -> Result<(), ImportError> {
         let snapshotter = self.shared.snapshotter(self.request.snapshotter.as_deref())?;
-        let ns = &self.request.namespace;
+        let (ns, budget) = (&self.request.namespace, self.shared.config.budget());
         for chain_id in &local.chain {
             self.claims.push(self.shared.claims.claim_blocking(chain_id));
         }
         for (position, layer) in local.manifest.layers.iter().enumerate() {
             let chain_id = &local.chain[position];
             let _turn = self.shared.claims.turn_blocking(chain_id);
+            let parent = position.checked_sub(1).map(|below| local.chain[below].as_str());
             if unpack::is_unpacked(snapshotter.as_ref(), ns, chain_id)? {
+                unpack::count(snapshotter.as_ref(), ns, chain_id, parent, &budget)?;
                 continue;
             }
             let blob = Follower::of(self.shared.content.open_blob(&layer.digest)?, layer.size);
@@ -198,9 +200,10 @@ impl Import<'_> {
                 digest: &layer.digest,
                 diff_id: &local.diff_ids[position],
                 chain_id,
-                parent: position.checked_sub(1).map(|below| local.chain[below].as_str()),
+                parent,
                 cancelled: self.cancelled,
                 limits: &self.shared.config.limits,
+                budget: &budget,
             };
             unpack::unpack(snapshotter.as_ref(), layer).map_err(|error| self.ended(error))?;
         }
@@ -297,7 +300,9 @@ fn archive_error(error: apply::Error) -> ImportError {
         apply::Error::Read { source } => ImportError::Read(source),
         apply::Error::Malformed { reason } => ImportError::Invalid(format!("it is not a tar archive: {reason}")),
         apply::Error::Refused { name, reason } => ImportError::Invalid(format!("entry {name:?}: {reason}")),
-        apply::Error::TooMuch { what, limit } => ImportError::TooMuch { what, limit },
+        apply::Error::TooMuch { what, limit } | apply::Error::TooMuchTogether { what, limit } => {
+            ImportError::TooMuch { what, limit }
+        }
         apply::Error::Failed { what, source } => ImportError::Failed(Error::failed(what, source)),
     }
 }

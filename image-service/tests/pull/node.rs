@@ -69,6 +69,8 @@ impl Node {
             progress_timeout: Duration::from_secs(60),
             pinned: Vec::new(),
             limits: snapshotter::apply::Limits::default(),
+            max_image_bytes: u64::MAX,
+            max_image_files: u64::MAX,
             clock: Arc::new(SystemClock),
         };
         change(&mut config);

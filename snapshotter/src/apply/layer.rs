@@ -14,13 +14,14 @@ use super::archive::{Archive, Entry, Kind, Looks, Region};
 use super::lower::{Found, Lower, is_directory, is_whiteout};
 use super::root::{Root, child, clean, split};
 use super::whiteout::{Meaning, Own};
-use super::{Applied, Error, Limits, Target, Whiteouts, attributes, remove, whiteout};
+use super::{Applied, Budget, Error, Limits, Target, Whiteouts, attributes, remove, whiteout};
 
 pub(super) struct Layer<'a> {
     root: Root,
     lower: Lower<'a>,
     whiteouts: Whiteouts,
     limits: Limits,
+    budget: Option<&'a Budget>,
     applied: Applied,
     own: Own,
     /// Times of directories, by path; set last, for every entry changes those of its directory.
@@ -55,12 +56,18 @@ impl Place<'_> {
 }
 
 impl<'a> Layer<'a> {
-    pub(super) fn open(target: &Target, lower: Lower<'a>, limits: &Limits) -> Result<Layer<'a>, Error> {
+    pub(super) fn open(
+        target: &Target,
+        lower: Lower<'a>,
+        limits: &Limits,
+        budget: Option<&'a Budget>,
+    ) -> Result<Layer<'a>, Error> {
         Ok(Layer {
             root: Root::open(&target.root)?,
             lower,
             whiteouts: target.whiteouts,
             limits: *limits,
+            budget,
             applied: Applied::default(),
             own: Own::default(),
             directories: Vec::new(),
@@ -457,7 +464,7 @@ impl<'a> Layer<'a> {
         self.applied.inodes += 1;
         match self.applied.inodes > self.limits.inodes {
             true => Err(Error::TooMuch { what: "files", limit: self.limits.inodes }),
-            false => Ok(()),
+            false => self.budget.map_or(Ok(()), |budget| budget.take_inodes(1)),
         }
     }
 
@@ -465,7 +472,7 @@ impl<'a> Layer<'a> {
         self.applied.bytes = self.applied.bytes.saturating_add(bytes);
         match self.applied.bytes > self.limits.bytes {
             true => Err(Error::TooMuch { what: "bytes of files", limit: self.limits.bytes }),
-            false => Ok(()),
+            false => self.budget.map_or(Ok(()), |budget| budget.take_bytes(bytes)),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! layer.rs      one entry ──► one change          whiteout.rs   what the layer deletes
 //! root.rs       the only way from a name to a descriptor: openat2 beneath the root, no magic links, no other mounts
 //! diff.rs       the way back: a directory ──► entries
+//! budget.rs     what several layers may hold together
 //! attributes.rs owner, then mode, then attributes, then times        remove.rs   removal that follows nothing
 //! ```
 //!
@@ -16,6 +17,7 @@
 
 pub mod archive;
 mod attributes;
+mod budget;
 mod diff;
 mod layer;
 mod lower;
@@ -26,6 +28,7 @@ mod whiteout;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+pub use budget::Budget;
 pub use diff::diff;
 
 use crate::LayerDirs;
@@ -84,6 +87,9 @@ pub enum Error {
     #[error("the layer holds more than {limit} {what}")]
     TooMuch { what: &'static str, limit: u64 },
 
+    #[error("the layers of the image together hold more than {limit} {what}")]
+    TooMuchTogether { what: &'static str, limit: u64 },
+
     /// The host could not do what an entry asks for.
     #[error("{what}")]
     Failed { what: String, source: io::Error },
@@ -94,18 +100,39 @@ pub type Below<'a> = Box<dyn FnOnce() -> Result<Vec<PathBuf>, Error> + 'a>;
 
 /// Applies the archive and reads the stream to its end, so that a digest over the stream covers all of it.
 pub fn apply(tar: &mut dyn Read, target: &Target, limits: &Limits) -> Result<Applied, Error> {
-    run(tar, target, lower::Lower::open(&target.parents)?, limits)
+    run(tar, target, lower::Lower::open(&target.parents)?, limits, None)
 }
 
 /// As [`apply`], for a layer whose parents may still be on their way: in place of the target's, those that `below` tells
 /// are read. Few layers need any: for a directory that they leave out, or a hard link to what they do not hold themselves.
 pub fn apply_ahead(tar: &mut dyn Read, target: &Target, below: Below<'_>, limits: &Limits) -> Result<Applied, Error> {
-    run(tar, target, lower::Lower::later(below), limits)
+    run(tar, target, lower::Lower::later(below), limits, None)
 }
 
-fn run(tar: &mut dyn Read, target: &Target, lower: lower::Lower<'_>, limits: &Limits) -> Result<Applied, Error> {
+/// As [`apply`], or as [`apply_ahead`] if there is `below`, for one of the layers that share `budget`.
+pub fn apply_within<'a>(
+    tar: &mut dyn Read,
+    target: &Target,
+    below: Option<Below<'a>>,
+    limits: &Limits,
+    budget: &'a Budget,
+) -> Result<Applied, Error> {
+    let lower = match below {
+        Some(below) => lower::Lower::later(below),
+        None => lower::Lower::open(&target.parents)?,
+    };
+    run(tar, target, lower, limits, Some(budget))
+}
+
+fn run<'a>(
+    tar: &mut dyn Read,
+    target: &Target,
+    lower: lower::Lower<'a>,
+    limits: &Limits,
+    budget: Option<&'a Budget>,
+) -> Result<Applied, Error> {
     let mut archive = archive::Archive::new(tar, limits);
-    let mut layer = layer::Layer::open(target, lower, limits)?;
+    let mut layer = layer::Layer::open(target, lower, limits, budget)?;
     while let Some(entry) = archive.next_entry()? {
         layer.add(&entry, &mut archive)?;
     }

@@ -13,7 +13,7 @@ fn outcome(what: &str, tar: &Tar) -> &'static str {
             Ok(_) => "applied",
             Err(Error::Refused { .. }) => "refused",
             Err(Error::Malformed { .. }) => "malformed",
-            Err(Error::TooMuch { .. }) => "too much",
+            Err(Error::TooMuch { .. } | Error::TooMuchTogether { .. }) => "too much",
             Err(Error::Failed { .. }) => "failed",
             Err(Error::Read { .. }) => "unread",
         }
