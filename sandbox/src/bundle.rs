@@ -37,11 +37,27 @@ pub(crate) fn make(
         snapshotter.prepare(&world.config.namespace, id.as_str(), parent, &Labels::new()).map_err(|error| {
             Error::failed(format!("prepare the root file system of {id} from image {}", image.name), error)
         })?;
+    let mounts = without_syncs(mounts, world.host.kernel);
     let rootfs = world.paths.rootfs(id);
     world.node.make_dir(&world.paths.bundle(id), 0o700)?;
     world.node.make_dir(&rootfs, 0o711)?;
     mount(world, pod, &mounts, &rootfs, labels)?;
     Ok(rootfs)
+}
+
+/// A writable layer does not outlive its boot, so nothing in it has to reach the disk: syncs are left out, and with them the
+/// one of the whole disk that an unmount would wait for. Such a layer can be mounted once only (overlayfs' `volatile`,
+/// Linux 5.10, Documentation/filesystems/overlayfs.rst).
+fn without_syncs(mut mounts: Vec<Mount>, kernel: (u32, u32)) -> Vec<Mount> {
+    let writable = |mount: &&mut Mount| {
+        mount.fstype == "overlay"
+            && mount.options.iter().any(|option| option.starts_with("upperdir="))
+            && mount.options.iter().all(|option| option != "volatile")
+    };
+    if kernel >= (5, 10) {
+        mounts.iter_mut().filter(writable).for_each(|mount| mount.options.push("volatile".into()));
+    }
+    mounts
 }
 
 /// Mounts a snapshot with the ids of the pod, on a directory whose parent is for nothing else. Its files get the label.
@@ -95,4 +111,30 @@ pub(crate) fn rewrite_config(world: &World, id: &Id, spec: &serde_json::Value) -
     let failed = |error: io::Error| Error::failed(format!("write the OCI spec of {id}"), error);
     let text = serde_json::to_vec(spec).map_err(|error| failed(error.into()))?;
     fs::write(world.paths.bundle(id).join("config.json"), text).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writable_overlays_are_mounted_without_syncs_where_the_kernel_can() {
+        let mount = |fstype: &str, options: &[&str]| Mount {
+            fstype: fstype.into(),
+            source: fstype.into(),
+            options: options.iter().map(|option| (*option).into()).collect(),
+        };
+        let upper = ["workdir=/w", "upperdir=/u", "lowerdir=/l"];
+        let with = ["workdir=/w", "upperdir=/u", "lowerdir=/l", "volatile"];
+        for (kernel, given, expected) in [
+            ((6, 1), mount("overlay", &upper), mount("overlay", &with)),
+            ((5, 10), mount("overlay", &upper), mount("overlay", &with)),
+            ((5, 9), mount("overlay", &upper), mount("overlay", &upper)),
+            ((6, 1), mount("overlay", &with), mount("overlay", &with)),
+            ((6, 1), mount("overlay", &["lowerdir=/a:/b"]), mount("overlay", &["lowerdir=/a:/b"])),
+            ((6, 1), mount("bind", &["rbind", "rw"]), mount("bind", &["rbind", "rw"])),
+        ] {
+            assert_eq!(without_syncs(vec![given], kernel), [expected]);
+        }
+    }
 }

@@ -129,11 +129,7 @@ fn indexes(volumes: &Path) -> Result<Vec<usize>, Error> {
 fn remove_one(world: &World, id: &Id, index: usize, snapshotter: &str) -> Result<(), Error> {
     // A view that is still mounted must not be removed from under its mount.
     world.node.unmount(&world.paths.image_volume(id, index))?;
-    let key = image_volume_key(id, index);
-    match world.snapshotter(snapshotter)?.remove(&world.config.namespace, &key) {
-        Ok(()) | Err(snapshotter::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(Error::failed(format!("remove snapshot {key}"), error)),
-    }
+    world.discard(snapshotter, &image_volume_key(id, index))
 }
 
 #[cfg(test)]

@@ -103,16 +103,24 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
 
 fn remove_dir(path: &Path) -> Result<(), Error> {
     let failed = |error| Error::failed(format!("remove directory {}", path.display()), error);
-    let table = fs::read("/proc/self/mountinfo").map_err(failed)?;
-    // Deepest last in the table, since a mount is listed after the one it is on. Removing through a mount would delete
-    // what belongs to a volume or an image.
-    for point in mount_points(&table).into_iter().rev().filter(|point| point.starts_with(path)) {
+    match snapshotter::remove_tree(path) {
+        // What is mounted in it is not of it: removing through a mount would delete what belongs to a volume or an image.
+        Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices) => {
+            unmount_below(path)?;
+            snapshotter::remove_tree(path).map_err(failed)
+        }
+        removed => removed.map_err(failed),
+    }
+}
+
+fn unmount_below(path: &Path) -> Result<(), Error> {
+    let table = "/proc/self/mountinfo";
+    let read = fs::read(table).map_err(|error| Error::failed(format!("read {table}"), error))?;
+    // Deepest last in the table, since a mount is listed after the one it is on.
+    for point in mount_points(&read).into_iter().rev().filter(|point| point.starts_with(path)) {
         unmount_all(&point).map_err(|error| Error::failed(format!("unmount {}", point.display()), error))?;
     }
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// The fifth field of every line of a mountinfo table, in its order.
@@ -179,7 +187,12 @@ mod tests {
             source: volume.to_str().unwrap().into(),
             options: vec!["rbind".into(), "rw".into()],
         };
-        ThisNode.mount(&[bind], &bundle.join("rootfs")).unwrap();
+        // On a directory and on a file, and the top itself: each stops a removal in a way of its own.
+        let file = Mount { source: volume.join("kept").to_str().unwrap().into(), ..bind.clone() };
+        fs::write(bundle.join("hosts"), "").unwrap();
+        ThisNode.mount(&[file], &bundle.join("hosts")).unwrap();
+        ThisNode.mount(std::slice::from_ref(&bind), &bundle.join("rootfs")).unwrap();
+        ThisNode.mount(&[bind], &bundle).unwrap();
         remove_dir(&bundle).unwrap();
         assert!(!bundle.exists());
         assert!(volume.join("kept").exists());

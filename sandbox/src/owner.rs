@@ -63,8 +63,8 @@ struct Container {
     stored: bool,
     running: Option<Running<ContainerVerb>>,
     ended: watch::Sender<bool>,
-    /// Held while the shim frees what the ended task had.
-    reaping: Arc<tokio::sync::Mutex<()>>,
+    /// Held while the shim frees what the ended task had; true when it has.
+    reaped: Arc<tokio::sync::Mutex<bool>>,
     /// Of the running stop.
     kill_at: watch::Sender<Instant>,
     /// The stop signal is sent once in a container's life.
@@ -93,7 +93,7 @@ impl Container {
             stored,
             running: None,
             ended: watch::Sender::new(ended),
-            reaping: Arc::default(),
+            reaped: Arc::default(),
             kill_at: watch::Sender::new(Instant::now()),
             signalled: false,
             checkpointing: Arc::default(),

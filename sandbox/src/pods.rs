@@ -16,7 +16,10 @@ use std::{
 
 use ::store::{Namespace, Store};
 use snapshotter::Snapshotter;
-use tokio::{net::UnixListener, sync::mpsc};
+use tokio::{
+    net::UnixListener,
+    sync::{Notify, mpsc},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -92,6 +95,7 @@ impl Pods {
             node,
             host,
             selinux,
+            discarded: Notify::new(),
         });
         let recovered = recover::all(&world).await?;
         let shared = Arc::new(Shared {
@@ -101,6 +105,7 @@ impl Pods {
             index: Mutex::default(),
             owners: TaskTracker::new(),
         });
+        shared.owners.spawn(Arc::clone(&shared.world).free_discarded(shared.closing.clone()));
         for pod in recovered {
             shared.adopt(pod);
         }

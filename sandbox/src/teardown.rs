@@ -42,6 +42,10 @@ impl Torn {
     fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         result.map_err(|error| self.errors.push(error)).ok()
     }
+
+    fn note_all(&mut self, results: Vec<Result<(), Error>>) {
+        self.errors.extend(results.into_iter().filter_map(Result::err));
+    }
 }
 
 /// All of a pod, except its containers' file systems and the directory of its own that outlives a stop.
@@ -66,24 +70,27 @@ pub(crate) async fn pod(
     if let Some(shim) = &shim {
         torn.note(shim.shutdown(&pod.id).await);
     }
-    drop_bundle(world, pod, &pod.id, &mut torn).await;
+    let (at, snapshotter) = (pod.id.clone(), pod.snapshotter.clone());
+    torn.note_all(blocking(world, move |world| vec![drop_bundle(world, &at, &snapshotter)]).await);
     torn.network_returned = !pod.network_owed || torn.note(detach(world, pod).await).is_some();
     if let Some(netns) = world.netns(pod) {
-        torn.note(blocking(world, move |world| world.node.unpin_netns(&netns)).await);
+        torn.note_all(blocking(world, move |world| vec![world.node.unpin_netns(&netns)]).await);
     }
     let id = pod.id.clone();
     let removed = blocking(world, move |world| {
-        world.node.unmount(&world.paths.shm(&id))?;
-        world.node.remove_dir(&world.paths.pod_state(&id))
+        let unmounted = world.node.unmount(&world.paths.shm(&id));
+        vec![unmounted.and_then(|()| world.node.remove_dir(&world.paths.pod_state(&id)))]
     });
-    torn.note(removed.await);
+    torn.note_all(removed.await);
     torn
 }
 
 /// The directory of a pod that outlives a stop.
 pub(crate) async fn pod_root(world: &Arc<World>, id: &Id) -> Result<(), Error> {
-    let id = id.clone();
-    blocking(world, move |world| world.node.remove_dir(&world.paths.pod_root(&id))).await
+    let mut torn = Torn::default();
+    let at = id.clone();
+    torn.note_all(blocking(world, move |world| vec![world.node.remove_dir(&world.paths.pod_root(&at))]).await);
+    torn.complete(&format!("pod sandbox {id}"))
 }
 
 /// What is known of a container's task.
@@ -102,14 +109,15 @@ pub(crate) async fn container(world: &Arc<World>, pod: &PodRecord, id: &Id, task
         let exit = torn.note(exit).flatten();
         torn.exits.extend(exit.map(|exit| (id.clone(), exit)));
     }
-    drop_bundle(world, pod, id, &mut torn).await;
     let (id, snapshotter) = (id.clone(), pod.snapshotter.clone());
     let removed = blocking(world, move |world| {
+        let bundle = drop_bundle(world, &id, &snapshotter);
         // The directory says which image volumes there are, so it goes last.
-        image_volumes::remove(world, &id, &snapshotter)?;
-        world.node.remove_dir(&world.paths.container_root(&id))
+        let root = image_volumes::remove(world, &id, &snapshotter)
+            .and_then(|()| world.node.remove_dir(&world.paths.container_root(&id)));
+        vec![bundle, root]
     });
-    torn.note(removed.await);
+    torn.note_all(removed.await);
     torn
 }
 
@@ -192,30 +200,19 @@ async fn end_without_shim(world: &Arc<World>, pod: &PodRecord, id: &Id) -> Resul
     let cgroup = cgroup::path(parent, id, bundle.handler.systemd_cgroup(parent));
     if let Ok(cgroup) = cgroup {
         // A parent that is refused was refused at the start as well, so there is nothing in it.
-        blocking(world, move |world| world.node.kill_cgroup(&cgroup)).await?;
+        let mut torn = Torn::default();
+        torn.note_all(blocking(world, move |world| vec![world.node.kill_cgroup(&cgroup)]).await);
+        torn.complete(&format!("task {id}"))?;
     }
     world.launcher.clean_up(bundle).await
 }
 
-async fn drop_bundle(world: &Arc<World>, pod: &PodRecord, id: &Id, torn: &mut Torn) {
-    let at = id.clone();
-    let removed = blocking(world, move |world| {
-        world.node.unmount(&world.paths.rootfs(&at))?;
-        world.node.remove_dir(&world.paths.bundle(&at))
-    })
-    .await;
-    // A snapshot that is still mounted must not be removed from under its mount.
-    if torn.note(removed).is_none() {
-        return;
-    }
-    let (id, snapshotter) = (id.clone(), pod.snapshotter.clone());
-    let removed = blocking(world, move |world| {
-        match world.snapshotter(&snapshotter)?.remove(&world.config.namespace, id.as_str()) {
-            Ok(()) | Err(snapshotter::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(Error::failed(format!("remove snapshot {id}"), error)),
-        }
-    });
-    torn.note(removed.await);
+/// Blocks.
+fn drop_bundle(world: &World, id: &Id, snapshotter: &str) -> Result<(), Error> {
+    world.node.unmount(&world.paths.rootfs(id))?;
+    world.node.remove_dir(&world.paths.bundle(id))?;
+    // A snapshot that is still mounted must not be removed from under its mount, so it goes last.
+    world.discard(snapshotter, id.as_str())
 }
 
 async fn detach(world: &Arc<World>, pod: &PodRecord) -> Result<(), Error> {
@@ -223,10 +220,12 @@ async fn detach(world: &Arc<World>, pod: &PodRecord) -> Result<(), Error> {
     within(world.config.timeouts.network, || format!("give back the network of pod sandbox {}", pod.id), detached).await
 }
 
+/// Runs steps of which each is tried whatever becomes of the others, in one go on the blocking pool.
 async fn blocking(
     world: &Arc<World>,
-    step: impl FnOnce(&World) -> Result<(), Error> + Send + 'static,
-) -> Result<(), Error> {
+    steps: impl FnOnce(&World) -> Vec<Result<(), Error>> + Send + 'static,
+) -> Vec<Result<(), Error>> {
     let world = Arc::clone(world);
-    Operation::default().blocking(move || step(&world)).await
+    let done = Operation::default().blocking(move || Ok(steps(&world))).await;
+    done.unwrap_or_else(|error| vec![Err(error)])
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use snapshotter::Snapshotter;
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -41,6 +42,8 @@ pub(crate) struct World {
     pub(crate) selinux: Option<selinux::Policy>,
     /// This boot's id.
     pub(crate) boot: String,
+    /// Told of snapshots whose space is to be freed.
+    pub(crate) discarded: Notify,
 }
 
 impl World {
@@ -59,6 +62,38 @@ impl World {
     pub(crate) fn snapshotter(&self, name: &str) -> Result<Arc<dyn Snapshotter>, Error> {
         let found = self.snapshotters.get(name);
         found.cloned().ok_or_else(|| Error::Invalid(format!("snapshotter {name:?} is not configured")))
+    }
+
+    /// Removes a snapshot; a missing one is removed. Blocks, but not for the files in it, of which there may be very many:
+    /// [`World::free_discarded`] deletes them.
+    pub(crate) fn discard(&self, snapshotter: &str, key: &str) -> Result<(), Error> {
+        match self.snapshotter(snapshotter)?.discard(&self.config.namespace, key) {
+            Ok(()) => self.discarded.notify_one(),
+            Err(snapshotter::Error::NotFound { .. }) => {}
+            Err(error) => return Err(Error::failed(format!("remove snapshot {key}"), error)),
+        }
+        Ok(())
+    }
+
+    /// Deletes what snapshots held that were discarded, until `closing`; what is left then, the next start finds.
+    pub(crate) async fn free_discarded(self: Arc<World>, closing: CancellationToken) {
+        while closing.run_until_cancelled(self.discarded.notified()).await.is_some() {
+            let world = Arc::clone(&self);
+            let emptied = tokio::task::spawn_blocking(move || {
+                for (name, snapshotter) in &world.snapshotters {
+                    if let Err(error) = snapshotter.empty_trash() {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(snapshotter = name, error, "the space of removed snapshots is not free yet");
+                    }
+                }
+            });
+            if let Some(Err(error)) = closing.run_until_cancelled(emptied).await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the space of removed snapshots is not free yet"
+                );
+            }
+        }
     }
 
     pub(crate) fn netns(&self, pod: &PodRecord) -> Option<PathBuf> {

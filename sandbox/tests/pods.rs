@@ -113,6 +113,22 @@ async fn a_pod_that_fails_beside_its_network_lets_the_network_end_before_it_is_t
     machine.assert_clean("after the failed start");
 }
 
+/// A container may have written very many files.
+#[tokio::test]
+async fn a_remove_does_not_wait_for_the_files_of_the_container_to_be_deleted() {
+    let Node { machine, process, pods } = node().await;
+    process.hold_trash.send_replace(true);
+    let id = pods.run(pod_spec("web"), image()).await.unwrap();
+    let app = pods.create_container(id.as_str(), container_spec("app"), image()).await.unwrap();
+    pods.remove_container(app.as_str()).await.unwrap();
+    assert!(machine.state.lock().unwrap().trash.contains(app.as_str()));
+    pods.remove(id.as_str()).await.unwrap();
+    assert_eq!(machine.state.lock().unwrap().trash.len(), 2);
+    machine.assert_clean("after the remove");
+    process.hold_trash.send_replace(false);
+    until("the files are deleted", || machine.state.lock().unwrap().trash.is_empty()).await;
+}
+
 #[tokio::test]
 async fn stop_and_remove_of_what_is_unknown_succeed_and_the_rest_is_not_found() {
     let Node { pods, .. } = node().await;

@@ -24,6 +24,7 @@ mod rows;
 mod snapshots;
 mod usage;
 
+pub use apply::remove_tree;
 pub use error::Error;
 pub use info::{Info, Kind, Labels, Usage};
 pub use mount::{LayerDirs, Mount, layer_dirs};

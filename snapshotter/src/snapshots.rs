@@ -12,15 +12,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use store::{Namespace, Store};
 
-use crate::apply::remove;
+use crate::apply::remove_tree;
 use crate::rows::{self, Key, Remains, Row};
 use crate::{Error, Info, Kind, Labels, Usage, usage};
 
@@ -288,13 +286,8 @@ impl Snapshots {
 /// tries again.
 fn delete(path: &Path) {
     // By descriptors: a container may have made a tree deeper than a path can say, or than the stack.
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
-    let result = fs::File::open(parent).and_then(|parent| Ok(remove::tree(parent.as_fd(), name.as_bytes())?));
-    match result {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = &error as &dyn std::error::Error, "snapshot data not deleted");
-        }
-        _ => {}
+    if let Err(error) = remove_tree(path) {
+        tracing::warn!(path = %path.display(), error = &error as &dyn std::error::Error, "snapshot data not deleted");
     }
 }
 

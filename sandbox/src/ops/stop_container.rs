@@ -26,11 +26,11 @@ pub(crate) struct Stop {
     /// Becomes true when the owner has committed the container's exit.
     pub(crate) ended: watch::Receiver<bool>,
     /// Held from the end on while the shim frees what the task had.
-    pub(crate) reaping: Arc<Mutex<()>>,
+    pub(crate) reaped: Arc<Mutex<bool>>,
 }
 
 /// How long a stop waits for that: its cgroup is then gone when the kubelet removes the pod's. The end itself is certain.
-const REAPED: Duration = Duration::from_secs(1);
+pub(crate) const REAPED: Duration = Duration::from_secs(1);
 
 /// Stops a container that runs. Returns when its exit is committed and, mostly, its task is gone.
 pub(crate) async fn run(
@@ -40,10 +40,10 @@ pub(crate) async fn run(
     shim: Option<Arc<dyn Shim>>,
     stop: Stop,
 ) -> Result<(), Error> {
-    let reaping = Arc::clone(&stop.reaping);
+    let reaped = Arc::clone(&stop.reaped);
     end(world, pod, container, shim, stop).await?;
     // Past the time, the remove waits for it.
-    drop(tokio::time::timeout(REAPED, reaping.lock()).await);
+    drop(tokio::time::timeout(REAPED, reaped.lock()).await);
     Ok(())
 }
 

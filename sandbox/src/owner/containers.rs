@@ -200,7 +200,7 @@ impl Owner {
                     signal: (!container.signalled).then(|| stop_signal(&container.record)),
                     kill_at: container.kill_at.subscribe(),
                     ended: container.ended.subscribe(),
-                    reaping: Arc::clone(&container.reaping),
+                    reaped: Arc::clone(&container.reaped),
                 };
                 container.signalled |= !grace.is_zero();
                 let record = container.record.clone();
@@ -235,9 +235,10 @@ impl Owner {
                     return;
                 }
                 let (world, pod, shim) = (Arc::clone(&self.world), self.pod.clone(), self.shim.clone());
-                let Some(record) = self.containers.get(&id).map(|container| container.record.clone()) else { return };
+                let Some(container) = self.containers.get(&id) else { return };
+                let (record, reaped) = (container.record.clone(), Arc::clone(&container.reaped));
                 self.spawn(Some(id.clone()), async move {
-                    let torn = ops::remove_container::run(world, pod, record, shim).await;
+                    let torn = ops::remove_container::run(world, pod, record, shim, reaped).await;
                     Ended::Removed(id, torn)
                 });
             }

@@ -309,12 +309,15 @@ impl Owner {
     fn reap(&mut self, id: &Id) {
         let (Some(shim), Some(container)) = (self.shim.clone(), self.containers.get(id)) else { return };
         // Taken before anybody is told of the end. Whoever waits for a stop waits for this as well.
-        let reaping = Arc::clone(&container.reaping).try_lock_owned();
+        let reaped = Arc::clone(&container.reaped).try_lock_owned();
         let id = id.clone();
         self.streams.spawn(async move {
-            let _reaping = reaping;
-            if let Err(error) = shim.delete(&id).await {
-                tracing::debug!(task = %id, error = error.chain(), "an ended task is left until its container is removed");
+            match (shim.delete(&id).await, reaped) {
+                (Ok(()), Ok(mut reaped)) => *reaped = true,
+                (Ok(()), Err(_)) => {}
+                (Err(error), _reaped) => {
+                    tracing::debug!(task = %id, error = error.chain(), "an ended task is left until its container is removed");
+                }
             }
         });
     }

@@ -34,6 +34,8 @@ pub(crate) struct State {
     pub(crate) mounts: BTreeSet<PathBuf>,
     pub(crate) attached: BTreeSet<Id>,
     pub(crate) snapshots: BTreeSet<String>,
+    /// Removed snapshots whose files are still there.
+    pub(crate) trash: BTreeSet<String>,
     pub(crate) shims: BTreeSet<Id>,
     pub(crate) tasks: BTreeMap<Id, Task>,
     /// What must never happen, and did.
@@ -148,6 +150,8 @@ pub(crate) struct Process {
     pub(crate) died: Notify,
     /// Network attaches wait while this is true.
     pub(crate) hold_attach: watch::Sender<bool>,
+    /// And the deletion of removed snapshots' files while this is.
+    pub(crate) hold_trash: watch::Sender<bool>,
 }
 
 impl Process {
@@ -159,6 +163,7 @@ impl Process {
             release: Condvar::new(),
             died: Notify::new(),
             hold_attach: watch::Sender::new(false),
+            hold_trash: watch::Sender::new(false),
         })
     }
 
@@ -412,6 +417,22 @@ impl Snapshotter for Seams {
             true => Ok(()),
             false => Err(snapshotter::Error::NotFound { key: key.into() }),
         }
+    }
+
+    fn discard(&self, ns: &Namespace, key: &str) -> Result<(), snapshotter::Error> {
+        self.remove(ns, key)?;
+        self.0.machine.state.lock().unwrap().trash.insert(key.to_owned());
+        Ok(())
+    }
+
+    /// Not counted: it runs beside the operations, so a count would be another one each time.
+    fn empty_trash(&self) -> Result<(), snapshotter::Error> {
+        let mut held = self.0.hold_trash.subscribe();
+        // The process may be gone by now.
+        let _ = tokio::runtime::Handle::current().block_on(held.wait_for(|held| !held));
+        self.0.machine.state.lock().unwrap().trash.clear();
+        self.0.machine.tasks.send_modify(|count| *count += 1);
+        Ok(())
     }
 
     fn usage(&self, _: &Namespace, key: &str) -> Result<Usage, snapshotter::Error> {

@@ -30,6 +30,7 @@ use std::path::PathBuf;
 
 pub use budget::Budget;
 pub use diff::diff;
+pub use remove::remove_tree;
 
 use crate::LayerDirs;
 

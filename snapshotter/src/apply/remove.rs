@@ -3,7 +3,11 @@
 //! What is mounted in a tree is not of the tree: removal stops there with an error.
 
 use std::ffi::CString;
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -11,6 +15,20 @@ use rustix::io::Errno;
 use super::root::child;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+
+/// Removes a directory and all that is in it, or whatever else has this name. That it is not there is success.
+///
+/// What is mounted in it stops the removal: with [`CrossesDevices`](io::ErrorKind::CrossesDevices) or
+/// [`ResourceBusy`](io::ErrorKind::ResourceBusy), and a part of the rest is then removed. Blocks.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    match File::open(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => Ok(tree(opened?.as_fd(), name.as_bytes())?),
+    }
+}
 
 /// Removes `name` from `dir`, with all that is in it. That it is not there is success.
 pub(crate) fn tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
