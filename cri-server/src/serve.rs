@@ -13,6 +13,7 @@ use futures_util::stream;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use crate::{
     config::Grpc,
@@ -38,7 +39,7 @@ pub(crate) async fn serve(
     });
     Server::builder()
         .layer(tower::layer::layer_fn(deadline::Deadline))
-        .layer(tower::layer::layer_fn(oversize::Oversize))
+        .layer(MapResponseLayer::new(oversize::told))
         .add_service(
             RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(receive).max_encoding_message_size(send),
         )
