@@ -106,6 +106,9 @@ impl Pods {
             owners: TaskTracker::new(),
         });
         shared.owners.spawn(Arc::clone(&shared.world).free_discarded(shared.closing.clone()));
+        let pods = recovered.iter().map(|recovered| &recovered.pod).filter(|pod| !pod.host_network());
+        let pods = pods.map(|pod| (pod.id.clone(), pod.handler.clone())).collect();
+        shared.owners.spawn(collect_networks(Arc::clone(&shared.world), pods, shared.closing.clone()));
         for pod in recovered {
             shared.adopt(pod);
         }
@@ -273,6 +276,13 @@ impl Pods {
 
     async fn of_container<T>(&self, id: &str, request: impl FnOnce(Reply<T>) -> ContainerRequest) -> Result<T, Error> {
         self.shared.of_container(id, request).await
+    }
+}
+
+/// Once, behind the sockets: what crashes of this daemon and of plugins have left in networks' records.
+async fn collect_networks(world: Arc<World>, pods: Vec<(Id, String)>, closing: CancellationToken) {
+    if let Some(Err(error)) = closing.run_until_cancelled(world.network.collect(pods)).await {
+        tracing::warn!(error = error.chain(), "cni plugins did not free what no pod uses");
     }
 }
 

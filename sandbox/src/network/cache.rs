@@ -111,9 +111,14 @@ impl Cache {
         Ok(found)
     }
 
+    /// All attachments, those of other programs too.
+    pub(super) fn all(&self) -> Result<Vec<Entry>, Error> {
+        self.read(|_| true)
+    }
+
     /// The pods that have attachments. Entries of other programs, whose ids are of another form, are not told.
     pub(super) fn pods(&self) -> Result<Vec<Id>, Error> {
-        let mut ids: Vec<Id> = self.read(|_| true)?.iter().filter_map(|entry| Id::parse(&entry.container_id)).collect();
+        let mut ids: Vec<Id> = self.all()?.iter().filter_map(|entry| Id::parse(&entry.container_id)).collect();
         ids.sort();
         ids.dedup();
         Ok(ids)

@@ -5,7 +5,7 @@
 //! changed or removed configuration does not keep old pods from being detached.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::future::{BoxFuture, join_all};
 use serde_json::{Map, Value, json};
-use tokio::task::spawn_blocking;
+use tokio::{sync::RwLock, task::spawn_blocking};
 
 use super::{
     Attachment, Network, args,
@@ -30,6 +30,8 @@ use crate::{
     netns,
 };
 
+/// A plugin that collects holds up the first pods of a daemon.
+const COLLECT_DEADLINE: Duration = Duration::from_secs(30);
 /// A plugin that is asked for its state has to answer while a client waits for CRI's Status.
 const STATUS_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -92,6 +94,8 @@ struct Inner {
     plugins: Plugins,
     cache: Cache,
     runs: Runs,
+    /// Read by what attaches, written by what collects: an attachment in the making is in no list of valid ones.
+    attaching: RwLock<()>,
     config: CniConfig,
 }
 
@@ -103,7 +107,8 @@ impl Cni {
         let own_loaders = own.collect();
         let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), deadline: config.deadline };
         let cache = Cache::new(&config.cache_dir);
-        Cni { inner: Arc::new(Inner { loader, own_loaders, plugins, cache, runs: Runs::default(), config }) }
+        let (runs, attaching) = (Runs::default(), RwLock::default());
+        Cni { inner: Arc::new(Inner { loader, own_loaders, plugins, cache, runs, attaching, config }) }
     }
 
     /// Asks the plugins whether a pod's attachments are as they left them.
@@ -150,6 +155,10 @@ impl Network for Cni {
 
     fn detach(&self, pod: Attachment) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move { self.inner.detach(&pod).await })
+    }
+
+    fn collect(&self, pods: Vec<(Id, String)>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move { self.inner.collect(&pods).await })
     }
 
     fn cached(&self) -> BoxFuture<'_, Result<Vec<Id>, Error>> {
@@ -199,6 +208,7 @@ impl Inner {
 
     async fn attach(self: &Arc<Self>, pod: &Attachment) -> Result<PodNetwork, Error> {
         let netns = pod.netns.clone().ok_or_else(|| Error::plain("attach a pod without a network namespace"))?;
+        let _attaching = self.attaching.read().await;
         let networks = self.networks(&pod.handler).await?;
         let mut call = Call::new(pod)?;
         call.netns = text(&netns)?;
@@ -297,11 +307,7 @@ impl Inner {
                 failed.push(error);
             }
         }
-        match failed.len() {
-            0 => Ok(()),
-            1 => Err(failed.remove(0)),
-            _ => Err(Error::plain(failed.iter().map(Error::chain).collect::<Vec<_>>().join("; "))),
-        }
+        all_of(failed)
     }
 
     /// What a pod has to be detached from: all that the cache knows, and the configured networks besides, whose ADD may
@@ -345,6 +351,40 @@ impl Inner {
         }
         let (name, id, interface) = (network.name.clone(), call.id.clone(), owed.interface.clone());
         self.with_cache(move |cache| cache.remove(&name, &id, &interface)).await
+    }
+
+    /// The specification's GC, of every network that has it and does not forbid it. Valid is what the cache knows, also of
+    /// other programs, and what the pods that there are have whatever the cache knows.
+    async fn collect(self: &Arc<Self>, pods: &[(Id, String)]) -> Result<(), Error> {
+        let _alone = self.attaching.write().await;
+        let mut lists = BTreeMap::new();
+        for handler in [""].into_iter().chain(self.own_loaders.keys().map(String::as_str)) {
+            lists.insert(handler, self.load(handler).await?);
+        }
+        let can = |network: &&NetworkList| network.version >= Version::V1_1 && !network.disable_gc;
+        let networks: BTreeMap<&str, &NetworkList> =
+            lists.values().flat_map(|list| list.iter()).filter(can).map(|list| (list.name.as_str(), list)).collect();
+        if networks.is_empty() {
+            return Ok(());
+        }
+        let cached = self.with_cache(Cache::all).await?;
+        let mut failed = Vec::new();
+        for (name, network) in networks {
+            let known = cached.iter().filter(|entry| entry.network_name == name);
+            let known = known.map(|entry| (entry.container_id.as_str(), entry.if_name.clone()));
+            let of_pods = pods.iter().filter_map(|(id, handler)| {
+                let list = lists.get(handler.as_str()).or_else(|| lists.get(""))?;
+                let at = list.iter().position(|network| network.name == name)?;
+                Some((id.as_str(), interface(at)))
+            });
+            let valid: BTreeSet<(&str, String)> = known.chain(of_pods).collect();
+            let valid: Vec<Value> =
+                valid.iter().map(|(id, interface)| json!({"containerID": id, "ifname": interface})).collect();
+            for plugin in &network.plugins {
+                failed.extend(self.plugins.collect(network, plugin, &valid, COLLECT_DEADLINE).await.err());
+            }
+        }
+        all_of(failed)
     }
 
     async fn check(self: &Arc<Self>, pod: &Attachment) -> Result<(), Error> {
@@ -411,6 +451,15 @@ impl Call {
             args: args::join(&self.args),
             capabilities: &self.capabilities,
         }
+    }
+}
+
+/// The one error that tells all.
+fn all_of(mut failed: Vec<Error>) -> Result<(), Error> {
+    match failed.len() {
+        0 => Ok(()),
+        1 => Err(failed.remove(0)),
+        _ => Err(Error::plain(failed.iter().map(Error::chain).collect::<Vec<_>>().join("; "))),
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) struct NetworkList {
     pub(super) name: String,
     pub(super) version: Version,
     pub(super) disable_check: bool,
+    pub(super) disable_gc: bool,
     pub(super) plugins: Vec<Plugin>,
     /// The list as JSON, for the cache.
     pub(super) bytes: Vec<u8>,
@@ -191,6 +192,8 @@ struct RawList {
     cni_versions: Vec<String>,
     #[serde(default)]
     disable_check: Value,
+    #[serde(default, rename = "disableGC")]
+    disable_gc: Value,
     #[serde(default)]
     load_only_inlined_plugins: bool,
     #[serde(default)]
@@ -220,12 +223,7 @@ pub(super) fn parse_list(
         return Err(format!("name {:?} is not a network name", raw.name));
     }
     let version = choose_version(&raw)?;
-    // Written as a text as well, for plugins' sake.
-    let disable_check = match &raw.disable_check {
-        Value::Bool(disable) => *disable,
-        Value::String(text) => text.eq_ignore_ascii_case("true"),
-        _ => false,
-    };
+    let (disable_check, disable_gc) = (is_true(&raw.disable_check), is_true(&raw.disable_gc));
     let mut plugins = raw.plugins;
     if !raw.load_only_inlined_plugins {
         plugins.extend(more(&raw.name)?);
@@ -238,10 +236,21 @@ pub(super) fn parse_list(
         "name": raw.name,
         "cniVersion": version.as_str(),
         "disableCheck": disable_check,
+        "disableGC": disable_gc,
         "loadOnlyInlinedPlugins": true,
         "plugins": plugins.iter().map(|plugin| &plugin.conf).collect::<Vec<_>>(),
     });
-    Ok(NetworkList { name: raw.name, version, disable_check, plugins, bytes: whole.to_string().into_bytes() })
+    let bytes = whole.to_string().into_bytes();
+    Ok(NetworkList { name: raw.name, version, disable_check, disable_gc, plugins, bytes })
+}
+
+/// Written as a text as well, for plugins' sake.
+fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Bool(set) => *set,
+        Value::String(text) => text.eq_ignore_ascii_case("true"),
+        _ => false,
+    }
 }
 
 /// The newest of those offered that we speak; a list that says nothing is of the first version that had lists of

@@ -31,6 +31,7 @@ pub(super) enum Verb {
     Add,
     Del,
     Check,
+    Gc,
     Status,
     Version,
 }
@@ -41,6 +42,7 @@ impl Verb {
             Verb::Add => "ADD",
             Verb::Del => "DEL",
             Verb::Check => "CHECK",
+            Verb::Gc => "GC",
             Verb::Status => "STATUS",
             Verb::Version => "VERSION",
         }
@@ -54,7 +56,7 @@ pub(super) struct Run<'a> {
     pub(super) executable: &'a Path,
     /// `CNI_PATH`: where plugins find those that they call.
     pub(super) bin_dirs: &'a [PathBuf],
-    /// What the run is about; `None` for STATUS and VERSION.
+    /// What the run is about; `None` for GC, STATUS and VERSION.
     pub(super) target: Option<Target<'a>>,
     pub(super) stdin: Vec<u8>,
     pub(super) deadline: Duration,

@@ -65,6 +65,12 @@ pub trait Network: Send + Sync {
     /// Takes everything back, also with a netns that is gone, once no plugin works for the pod any more.
     fn detach(&self, pod: Attachment) -> BoxFuture<'_, Result<(), Error>>;
 
+    /// Lets plugins free what they hold for attachments that nobody knows of any more; `pods` are there, each with its
+    /// handler.
+    fn collect(&self, _pods: Vec<(Id, String)>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Pods that plugins may still hold something for: a detach is owed to each that no longer exists.
     fn cached(&self) -> BoxFuture<'_, Result<Vec<Id>, Error>>;
 }

@@ -17,6 +17,8 @@ use crate::error::Error;
 
 /// CNI error code: the version of the configuration is not supported by the plugin.
 const INCOMPATIBLE_VERSION: u64 = 1;
+/// CNI error code: what the environment asks for cannot be, as a verb that the plugin does not have.
+const INVALID_ENVIRONMENT: u64 = 4;
 
 /// Where the plugins are, and how long one run may take.
 #[derive(Clone, Debug)]
@@ -91,6 +93,28 @@ impl Plugins {
         match self.try_run(Verb::Status, network, plugin, None, None, deadline.min(self.deadline)).await? {
             Ok(_) => Ok(()),
             Err(failure) => Err(self.explain(Verb::Status, network, plugin, failure).await),
+        }
+    }
+
+    /// GC: the plugin frees what it holds for attachments that are not `valid`, objects of `containerID` and `ifname`. One
+    /// that has not got the verb frees nothing.
+    pub(super) async fn collect(
+        &self,
+        network: &NetworkList,
+        plugin: &Plugin,
+        valid: &[Value],
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        let executable = self.find(&plugin.kind)?;
+        let mut conf = configuration(network, plugin, None, None);
+        conf["cni.dev/valid-attachments"] = valid.into();
+        let stdin = conf.to_string().into_bytes();
+        let deadline = deadline.min(self.deadline);
+        let run =
+            Run { verb: Verb::Gc, executable: &executable, bin_dirs: &self.bin_dirs, target: None, stdin, deadline };
+        match exec::run(&run).await {
+            Ok(_) | Err(Failure::Reported { code: INVALID_ENVIRONMENT, .. }) => Ok(()),
+            Err(failure) => Err(self.explain(Verb::Gc, network, plugin, failure).await),
         }
     }
 

@@ -284,6 +284,41 @@ async fn privileged_status_is_asked_of_plugins_that_have_it() {
     cni.ready().await.unwrap();
 }
 
+/// Specification 1.1, "GC".
+#[tokio::test]
+async fn privileged_plugins_are_told_which_attachments_are_valid() {
+    let node = Node::new();
+    node.plugin("new", ANSWER);
+    node.plugin("old", ANSWER);
+    node.plugin(
+        "without",
+        r#"[ "$CNI_COMMAND" != GC ] || { echo '{"code":4,"msg":"unknown CNI_COMMAND: GC"}'; exit 1; }"#,
+    );
+    node.network("a", "1.1.0", &[("new", ""), ("without", "")]);
+    node.network("b", "1.0.0", &[("old", "")]);
+    node.network("c", "1.1.0", &[("new", ""), ("new", "")]);
+    let keep = r#"{"cniVersion":"1.1.0","name":"d","disableGC":true,"plugins":[{"type":"old"}]}"#;
+    fs::write(node.path("conf").join("d.conflist"), keep).unwrap();
+    // The cache knows an attachment of another program; what it has forgotten is known by the pods.
+    let entry =
+        r#"{"kind":"cniCacheV1","containerId":"other","config":"","ifName":"eth7","networkName":"a","result":{}}"#;
+    fs::create_dir_all(node.path("cache/results")).unwrap();
+    fs::write(node.path("cache/results/a-other-eth7"), entry).unwrap();
+    let pods = vec![(node.id.clone(), "runc".to_owned())];
+    node.cni().collect(pods.clone()).await.unwrap();
+    insta::assert_snapshot!(node.log(), @r#"
+    new GC   [] {"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth0"},{"containerID":"other","ifname":"eth7"}],"cniVersion":"1.1.0","name":"a","type":"new"}
+    without GC   [] {"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth0"},{"containerID":"other","ifname":"eth7"}],"cniVersion":"1.1.0","name":"a","type":"without"}
+    new GC   [] {"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth2"}],"cniVersion":"1.1.0","name":"c","type":"new"}
+    new GC   [] {"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth2"}],"cniVersion":"1.1.0","name":"c","type":"new"}
+    "#);
+
+    node.plugin("new", r#"echo '{"code":11,"msg":"busy"}'; exit 1"#);
+    let error = node.cni().collect(pods).await.unwrap_err();
+    let told = r#"plugin type="new" name="a" failed (gc): busy (code 11)"#;
+    assert!(node.error(&error).contains(told), "{}", node.error(&error));
+}
+
 #[tokio::test]
 async fn privileged_a_dropped_attach_lets_its_plugin_end_and_the_detach_comes_after_it() {
     let node = Node::new();
