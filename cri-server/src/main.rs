@@ -61,7 +61,7 @@ enum Command {
 enum ConfigCommand {
     /// Prints every key with its default.
     Default,
-    /// Reads the file and says what has no effect in it.
+    /// Reads the file and says what has no effect in it, and which runtimes this host does not have.
     Check,
 }
 
@@ -96,11 +96,13 @@ fn check(path: &Path) -> Result<(), String> {
         return Err(format!("{} does not exist; the daemon would start with the defaults", path.display()));
     }
     let loaded = config::load(path).map_err(|error| cri::chain(&error))?;
-    for warning in &loaded.warnings {
+    let unusable = wiring::unusable_handlers(&loaded.config).map_err(|error| error.chain())?;
+    let warnings: Vec<String> = loaded.warnings.into_iter().chain(unusable.iter().map(sandbox::Error::chain)).collect();
+    for warning in &warnings {
         println!("{warning}");
     }
     streaming::tls::check(&loaded.config.streaming.tls).map_err(|error| cri::chain(&error))?;
-    println!("{}: {} warnings", path.display(), loaded.warnings.len());
+    println!("{}: {} warnings", path.display(), warnings.len());
     Ok(())
 }
 

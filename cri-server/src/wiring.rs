@@ -7,7 +7,11 @@ use image_service::{
     images,
     registry::{Credentials, RegistryConfig},
 };
-use sandbox::network::{CniConfig, IpPreference};
+use sandbox::{
+    events::Ooms,
+    launcher::{Launcher, ShimLauncher},
+    network::{CniConfig, IpPreference},
+};
 use snapshotter::apply::Limits;
 use store::Namespace;
 
@@ -119,6 +123,13 @@ pub(crate) fn sandbox(config: &Config) -> Result<sandbox::Config, sandbox::Error
         nri: nri(&config.nri),
         timeouts: timeouts(runtime),
     })
+}
+
+/// What keeps pods of some handler from being started on this host.
+pub(crate) fn unusable_handlers(config: &Config) -> Result<Vec<sandbox::Error>, sandbox::Error> {
+    let config = sandbox(config)?;
+    let launcher = ShimLauncher::new(config.clone(), Ooms::default());
+    Ok(config.handlers.iter().filter_map(|(name, handler)| launcher.check(name, handler).err()).collect())
 }
 
 fn nri(nri: &Nri) -> Option<sandbox::nri::Config> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use ::store::Namespace;
 use oci_spec::runtime::Spec;
 
-use crate::{features::Features, nri};
+use crate::{Error, features::Features, nri};
 
 /// Everything that [`crate::Pods`] needs to know and that does not change while it runs.
 #[derive(Clone, Debug)]
@@ -48,6 +48,20 @@ pub struct Config {
     /// They are left out where the host cannot hold containers to them; else a container with such limits is refused.
     pub tolerate_missing_hugetlb: bool,
     pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// The handler of that name. The error is Invalid, and says how to add it.
+    pub fn handler(&self, name: &str) -> Result<&Handler, Error> {
+        self.handlers.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.handlers.keys().map(String::as_str).collect();
+            Error::Invalid(format!(
+                "no runtime for {name:?} is configured; add [plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.{name}] \
+                 to the configuration and restart the daemon, or use one of: {}",
+                known.join(", ")
+            ))
+        })
+    }
 }
 
 /// One runtime: which shim is started for it and what its pods get.

@@ -11,6 +11,8 @@ use shim::client::{Streams, TaskClient, TaskStdio};
 
 use crate::{Error, Handler, model::Id};
 
+mod clean_up;
+mod installed;
 mod options;
 mod process;
 
@@ -18,6 +20,12 @@ pub use process::ShimLauncher;
 
 /// Starts shims. A shim outlives this process.
 pub trait Launcher: Send + Sync {
+    /// Whether what a handler needs is on this host. Looks anew each time, and blocks.
+    fn check(&self, name: &str, handler: &Handler) -> Result<(), Error> {
+        let _ = (name, handler);
+        Ok(())
+    }
+
     /// Starts the shim for a bundle that is complete, and connects to it. On failure no process is left.
     fn launch(&self, bundle: Bundle) -> BoxFuture<'_, Result<Arc<dyn Shim>, Error>>;
 
@@ -25,7 +33,7 @@ pub trait Launcher: Send + Sync {
     fn reconnect(&self, bundle: Bundle) -> BoxFuture<'_, Result<Option<Arc<dyn Shim>>, Error>>;
 
     /// Cleans up after a shim that is gone, by its own `delete` command: the OCI runtime's state, cgroup, processes.
-    /// A bundle for which no shim ever ran, or that is gone, is clean.
+    /// A bundle whose task no shim was ever asked for, or that is gone, is clean.
     fn clean_up(&self, bundle: Bundle) -> BoxFuture<'_, Result<(), Error>>;
 }
 

@@ -42,7 +42,7 @@ use crate::{
     selinux,
     store::Rows,
     view::{Views, by_prefix},
-    world::World,
+    world::{Operation, World},
 };
 
 /// How long the end of the daemon waits for running operations. Service managers kill after a minute or more.
@@ -254,6 +254,21 @@ impl Pods {
     /// The runtime handlers of the configuration, with what each can do.
     pub fn handlers(&self) -> &BTreeMap<String, Handler> {
         &self.shared.world.config.handlers
+    }
+
+    /// The handler of that name, or what to do about it.
+    pub fn handler(&self, name: &str) -> Result<&Handler, Error> {
+        self.shared.world.config.handler(name)
+    }
+
+    /// The handlers of which no pod can be started now, because something that they need is not on this host.
+    pub async fn unusable_handlers(&self) -> Vec<Error> {
+        let world = Arc::clone(&self.shared.world);
+        let check = move || {
+            let checked = world.config.handlers.iter().map(|(name, handler)| world.launcher.check(name, handler));
+            Ok(checked.filter_map(Result::err).collect())
+        };
+        Operation::default().blocking(check).await.unwrap_or_else(|error| vec![error])
     }
 
     /// What [`crate::stats`] reads besides the views: the host's cgroups, and the snapshots of writable layers.

@@ -82,8 +82,7 @@ impl PodRecord {
             "" => config.default_handler.clone(),
             named => named.to_owned(),
         };
-        let known = config.handlers.get(&handler);
-        let settings = known.ok_or_else(|| Error::Invalid(format!("no runtime for {handler:?} is configured")))?;
+        let settings = config.handler(&handler)?;
         check(&run.spec, &handler, settings)?;
         Ok(PodRecord {
             version: VERSION,
@@ -197,6 +196,12 @@ impl ContainerRecord {
             Some(ContainerState::Exited { .. }) => ContainerPhase::Exited,
             Some(ContainerState::Unknown) => ContainerPhase::Unknown,
         }
+    }
+
+    /// No shim has ever been asked for its task: a start commits its intent before anything else.
+    pub(crate) fn never_started(&self) -> bool {
+        matches!(self.phase(), ContainerPhase::New | ContainerPhase::Created)
+            && self.intent != Some(ContainerVerb::Start)
     }
 
     pub(crate) fn has_exited(&self) -> bool {

@@ -243,7 +243,7 @@ async fn settle_container(
             return Some(container);
         }
     };
-    let torn = teardown::container(world, pod, &container.id, task).await;
+    let torn = teardown::container(world, pod, &container, task).await;
     let complete = torn.complete(&format!("container {}", container.id));
     if let Err(error) = complete {
         tracing::warn!(container = %container.id, error = error.chain(), "a container is not torn down yet");

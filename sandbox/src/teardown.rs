@@ -102,9 +102,16 @@ pub(crate) enum Task<'a> {
 }
 
 /// All of a container. It is killed if it lives.
-pub(crate) async fn container(world: &Arc<World>, pod: &PodRecord, id: &Id, task: Task<'_>) -> Torn {
-    let mut torn = Torn::default();
-    if let Task::Some(shim) = task {
+pub(crate) async fn container(
+    world: &Arc<World>,
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    task: Task<'_>,
+) -> Torn {
+    let (mut torn, id) = (Torn::default(), &container.id);
+    if let Task::Some(shim) = task
+        && !container.never_started()
+    {
         let exit = end_task(world, pod, id, shim).await;
         let exit = torn.note(exit).flatten();
         torn.exits.extend(exit.map(|exit| (id.clone(), exit)));
@@ -146,6 +153,9 @@ async fn end_container(
     container: &ContainerRecord,
     shim: Option<&dyn Shim>,
 ) -> Result<Option<TaskExit>, Error> {
+    if container.never_started() {
+        return Ok(None);
+    }
     if let Some(shim) = shim {
         match kill_by_shim(world, &container.id, shim).await {
             Err(error) => {

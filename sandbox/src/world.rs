@@ -49,8 +49,7 @@ pub(crate) struct World {
 impl World {
     /// The handler of that name; it may have left the configuration since the pod was made.
     pub(crate) fn handler(&self, name: &str) -> Result<&Handler, Error> {
-        let found = self.config.handlers.get(name);
-        found.ok_or_else(|| Error::Invalid(format!("no runtime for {name:?} is configured")))
+        self.config.handler(name)
     }
 
     pub(crate) fn bundle(&self, pod: &PodRecord, id: &Id) -> Bundle {

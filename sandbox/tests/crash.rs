@@ -263,6 +263,30 @@ fn a_pod_whose_shim_died_with_the_daemon_is_not_ready_and_its_containers_ended_u
 }
 
 #[test]
+fn no_shim_is_asked_about_a_container_that_was_never_started() {
+    let machine = Machine::new();
+    process(&machine, Fault::default(), async |pods, _| {
+        let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+        for name in ["idle", "removed", "started"] {
+            pods.create_container(pod.as_str(), container_spec(name), image()).await.unwrap();
+        }
+        let id = |name: &str| {
+            pods.containers().into_iter().find(|container| container.spec.name.name == name).unwrap().id.to_string()
+        };
+        let (idle, removed, started) = (id("idle"), id("removed"), id("started"));
+        pods.start_container(&started).await.unwrap();
+        machine.state.lock().unwrap().shims.clear();
+        pods.remove_container(&removed).await.unwrap();
+        pods.stop(pod.as_str()).await.unwrap();
+        pods.remove(pod.as_str()).await.unwrap();
+        let log = machine.state.lock().unwrap().log.clone();
+        let asked = |id: &str| log.iter().any(|effect| *effect == format!("clean up {id}"));
+        assert_eq!((asked(&idle), asked(&removed), asked(&started)), (false, false, true), "{log:?}");
+    });
+    machine.assert_clean("after the remove");
+}
+
+#[test]
 fn after_a_reboot_nothing_lives_and_the_network_is_still_given_back() {
     let machine = Machine::new();
     process(&machine, Fault::default(), async |pods, _| {

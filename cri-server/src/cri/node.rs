@@ -44,10 +44,19 @@ impl Cri {
             true => condition(kind, true, "", String::new()),
             false => condition(kind, false, "ContainerdHasDeprecationWarnings", json!(deprecated).to_string()),
         };
+        // Not RuntimeReady: the pods that run go on, and a node that is not ready loses them.
+        let unusable = self.pods.unusable_handlers().await;
+        let kind = "RuntimeHandlersReady";
+        let handlers = match unusable.is_empty() {
+            true => condition(kind, true, "", String::new()),
+            false => {
+                let all: Vec<String> = unusable.iter().map(sandbox::Error::chain).collect();
+                condition(kind, false, "RuntimeHandlerNotReady", all.join("; "))
+            }
+        };
+        let runtime = condition("RuntimeReady", true, "", String::new());
         cri::StatusResponse {
-            status: Some(cri::RuntimeStatus {
-                conditions: vec![condition("RuntimeReady", true, "", String::new()), network, deprecated],
-            }),
+            status: Some(cri::RuntimeStatus { conditions: vec![runtime, network, deprecated, handlers] }),
             info,
             runtime_handlers: self.handlers(),
             features: Some(cri::RuntimeFeatures {

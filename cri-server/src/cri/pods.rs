@@ -28,9 +28,8 @@ impl Cri {
         request: cri::RunPodSandboxRequest,
     ) -> Result<cri::RunPodSandboxResponse, Status> {
         let mut spec = parse_pod(required(request.config, "config")?, request.runtime_handler)?;
-        if !spec.handler.is_empty() && !self.pods.handlers().contains_key(&spec.handler) {
-            let what = format_args!("no runtime for {:?} is configured", spec.handler);
-            return Err(invalid("runtime_handler", what));
+        if !spec.handler.is_empty() {
+            self.pods.handler(&spec.handler).map_err(|error| invalid("runtime_handler", error))?;
         }
         spec.seccomp = self.seccomp_of(spec.seccomp)?;
         let pause = self.pause_image(&spec.handler).await?;

@@ -1,10 +1,10 @@
 //! The real launcher: a shim's binary run by the shim crate, and its tasks called over ttrpc.
 
 use std::{
-    env, fs,
+    fs,
     io::ErrorKind,
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -22,7 +22,7 @@ use shim::{
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Bundle, Clients, Launcher, NewTask, Shim, TaskExit, TaskState, options::options};
+use super::{Bundle, Clients, Launcher, NewTask, Shim, TaskExit, TaskState, clean_up, installed, options::options};
 use crate::{Config, Error, Handler, events::Ooms, model::Id};
 
 /// The name of LinuxResources in an `Any`.
@@ -43,7 +43,7 @@ impl ShimLauncher {
 
     fn launch(&self, bundle: &Bundle) -> Result<Launch, Error> {
         Ok(Launch {
-            binary: binary(&bundle.handler, &self.config.shim_search)?,
+            binary: installed::shim(&bundle.handler, &self.config.shim_search).map_err(Error::plain)?,
             namespace: self.config.namespace.to_string(),
             id: bundle.id.to_string(),
             bundle: bundle.path.clone(),
@@ -96,6 +96,10 @@ impl ShimLauncher {
 }
 
 impl Launcher for ShimLauncher {
+    fn check(&self, name: &str, handler: &Handler) -> Result<(), Error> {
+        installed::check(handler, &self.config.shim_search).map_err(|why| installed::refuse(name, why))
+    }
+
     fn launch(&self, bundle: Bundle) -> BoxFuture<'_, Result<Arc<dyn Shim>, Error>> {
         Box::pin(async move {
             let failed =
@@ -129,22 +133,9 @@ impl Launcher for ShimLauncher {
     fn clean_up(&self, bundle: Bundle) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             self.remove_socket(&bundle);
-            // config.json is what the OCI runtime was given: without it nothing was ever run from this bundle.
-            if !bundle.path.join("config.json").exists() {
-                return Ok(());
-            }
             // A shim that is not installed has never run, and cannot keep its pods from being removed.
             let Ok(launch) = ShimLauncher::launch(self, &bundle) else { return Ok(()) };
-            match launch.delete().await {
-                Ok(_) | Err(LaunchError::Missing { .. }) => Ok(()),
-                // Some shims fail on a bundle for which they made no container. One that was made has left its pid.
-                Err(error) if !bundle.path.join("init.pid").exists() => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::debug!(id = %bundle.id, error, "the shim has nothing to clean up");
-                    Ok(())
-                }
-                Err(error) => Err(Error::failed(format!("clean up after the shim of {}", bundle.id), error)),
-            }
+            clean_up::run(&launch, &bundle).await
         })
     }
 }
@@ -167,6 +158,7 @@ impl Connected {
 impl Shim for Connected {
     fn create(&self, new: NewTask) -> BoxFuture<'_, Result<i32, Error>> {
         Box::pin(async move {
+            clean_up::note(&new.bundle).await?;
             let terminal = new.stdio.as_ref().is_some_and(|stdio| stdio.terminal);
             let urls = match new.stdio {
                 Some(stdio) => self.clients.streams.prepare(stdio).await,
@@ -307,31 +299,6 @@ fn task_exit(status: u32, at: Option<Timestamp>, oom_killed: bool) -> TaskExit {
     TaskExit { code: i32::try_from(status).unwrap_or(255), at, oom_killed }
 }
 
-/// Where a handler's shim is: its configured path, or the binary that its type names (`io.containerd.runc.v2` is
-/// `containerd-shim-runc-v2`), in the given directories and then in `PATH`.
-fn binary(handler: &Handler, search: &[PathBuf]) -> Result<PathBuf, Error> {
-    if let Some(path) = &handler.runtime_path {
-        return Ok(path.clone());
-    }
-    let kind = &handler.runtime_type;
-    if kind.starts_with('/') {
-        return Ok(PathBuf::from(kind));
-    }
-    let mut parts = kind.rsplit('.');
-    let (Some(version), Some(name), Some(_)) = (parts.next(), parts.next(), parts.next()) else {
-        return Err(Error::Invalid(format!(
-            "runtime type {kind:?} is neither a path nor of the form io.containerd.runc.v2"
-        )));
-    };
-    let binary = format!("containerd-shim-{name}-{version}");
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found =
-        search.iter().cloned().chain(env::split_paths(&path)).map(|dir| dir.join(&binary)).find(|at| at.is_file());
-    found.ok_or_else(|| {
-        Error::plain(format!("runtime {kind:?}: shim {binary} is not installed in PATH or beside the daemon"))
-    })
-}
-
 /// A shim blocks when its log FIFO is full, so its lines are read as long as it is connected, and shown as ours.
 fn copy_log(pod: Id, bundle: &Path) -> Option<AbortOnDropHandle<()>> {
     let log = match open_log(bundle) {
@@ -349,24 +316,4 @@ fn copy_log(pod: Id, bundle: &Path) -> Option<AbortOnDropHandle<()>> {
         }
     };
     Some(AbortOnDropHandle::new(tokio::spawn(copy)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_runtime_type_names_the_binary_and_the_first_directory_wins() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = dir.path().join("containerd-shim-runc-v2");
-        std::fs::write(&at, "").unwrap();
-        let of = |kind: &str| Handler { runtime_type: kind.into(), ..Handler::default() };
-        let search = [dir.path().to_owned()];
-        assert_eq!(binary(&of("io.containerd.runc.v2"), &search).unwrap(), at);
-        assert_eq!(binary(&of("/opt/shim"), &search).unwrap(), PathBuf::from("/opt/shim"));
-        assert!(binary(&of("runc"), &search).is_err());
-        assert!(
-            binary(&of("io.containerd.nope.v1"), &search).unwrap_err().to_string().contains("containerd-shim-nope-v1")
-        );
-    }
 }

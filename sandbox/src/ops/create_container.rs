@@ -32,7 +32,7 @@ pub(crate) async fn run(
     again: bool,
     operation: Operation,
 ) -> Result<Created, Undone> {
-    if again && let Some(error) = undo(&world, &pod, &container.id).await {
+    if again && let Some(error) = undo(&world, &pod, &container).await {
         return Err(Undone { left: Some(error.clone()), error, network_returned: false });
     }
     let made = async {
@@ -51,14 +51,14 @@ pub(crate) async fn run(
         }
         Err(error) => {
             Box::pin(world.nri.undo_container(&operation, &pod, &container)).await;
-            let left = undo(&world, &pod, &container.id).await;
+            let left = undo(&world, &pod, &container).await;
             Err(Undone { error, left, network_returned: false })
         }
     }
 }
 
-async fn undo(world: &Arc<World>, pod: &PodRecord, id: &Id) -> Option<Error> {
-    teardown::container(world, pod, id, Task::None).await.complete(&format!("container {id}")).err()
+async fn undo(world: &Arc<World>, pod: &PodRecord, container: &ContainerRecord) -> Option<Error> {
+    teardown::container(world, pod, container, Task::None).await.complete(&format!("container {}", container.id)).err()
 }
 
 /// Lets plugins change the container, of which nothing but files is made yet.

@@ -30,7 +30,7 @@ pub(crate) async fn run(
         PodPhase::Stopped => Task::None,
         PodPhase::New | PodPhase::Ready | PodPhase::NotReady => Task::Some(shim.as_deref()),
     };
-    let torn = teardown::container(&world, &pod, &container.id, task).await;
+    let torn = teardown::container(&world, &pod, &container, task).await;
     if torn.complete("").is_ok() {
         torn.exits.iter().for_each(|(_, exit)| container.take_exit(exit));
         world.nri.remove_container(&pod, &container).await;

@@ -39,7 +39,7 @@ pub(crate) async fn run(
         }
         // A stop that is complete has ended every task.
         let task = if result.is_ok() { Task::None } else { Task::Some(None) };
-        let torn = teardown::container(&world, &pod, &container.id, task).await;
+        let torn = teardown::container(&world, &pod, container, task).await;
         match torn.complete(&format!("container {}", container.id)) {
             Ok(()) => {
                 Box::pin(world.nri.remove_container(&pod, container)).await;

@@ -36,7 +36,8 @@ pub(crate) async fn run(world: Arc<World>, pod: PodRecord, containers: Vec<Conta
         return Rescued::Found { shim, states };
     }
     let mut ended = Ok(());
-    for id in containers.iter().map(|container| &container.id).chain([&pod.id]) {
+    let started = containers.iter().filter(|container| !container.never_started());
+    for id in started.map(|container| &container.id).chain([&pod.id]) {
         let end = teardown::end_task(&world, &pod, id, None).await;
         ended = ended.and(end.map(drop));
     }

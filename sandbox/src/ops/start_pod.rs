@@ -57,14 +57,8 @@ async fn undo(world: &Arc<World>, pod: &PodRecord) -> (Option<Error>, bool) {
 }
 
 async fn start(world: &Arc<World>, pod: &PodRecord, operation: &Operation) -> Result<Started, Error> {
-    let (node, netns, userns) = (Arc::clone(&world.node), world.netns(pod), world.paths.userns(&pod.id));
-    match (pod.spec.namespaces.user.clone(), netns) {
-        (Some(mapping), netns) => {
-            operation.blocking(move || node.pin_userns(&userns, netns.as_deref(), &mapping)).await?;
-        }
-        (None, Some(netns)) => operation.blocking(move || node.pin_netns(&netns)).await?,
-        (None, None) => {}
-    }
+    let (on, of) = (Arc::clone(world), pod.clone());
+    operation.blocking(move || pin_namespaces(&on, &of)).await?;
     let (network, (oci_spec, shim)) = attach_and_make_pause(world, pod, operation).await?;
     let (starting, id) = (Arc::clone(&shim), pod.id.clone());
     let pid = operation.step(async move { starting.start(&id).await }).await?;
@@ -74,6 +68,16 @@ async fn start(world: &Arc<World>, pod: &PodRecord, operation: &Operation) -> Re
         Box::pin(world.nri.run_pod(operation, &pod)).await?;
     }
     Ok(Started { network, pid, oci_spec, shim })
+}
+
+/// What there has to be before anything else, unless the handler cannot start pods at all. Blocks.
+fn pin_namespaces(world: &World, pod: &PodRecord) -> Result<(), Error> {
+    world.launcher.check(&pod.handler, world.handler(&pod.handler)?)?;
+    match (&pod.spec.namespaces.user, world.netns(pod)) {
+        (Some(mapping), netns) => world.node.pin_userns(&world.paths.userns(&pod.id), netns.as_deref(), mapping),
+        (None, Some(netns)) => world.node.pin_netns(&netns),
+        (None, None) => Ok(()),
+    }
 }
 
 /// CNI beside the pause container. When the container fails, the plugins may still end by themselves: one that is killed

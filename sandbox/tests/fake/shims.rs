@@ -42,7 +42,7 @@ impl Launcher for Seams {
                 state.tasks.remove(&bundle.id);
                 Ok(())
             };
-            self.0.wait("clean up".into(), clean).await
+            self.0.wait(format!("clean up {}", bundle.id), clean).await
         }
         .boxed()
     }
