@@ -52,7 +52,12 @@ impl Client {
     }
 
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Answer<String> {
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        self.run_pod_on("", config).await
+    }
+
+    /// As [`Client::run_pod`], by another runtime handler than the default one.
+    pub async fn run_pod_on(&self, handler: &str, config: &cri::PodSandboxConfig) -> Answer<String> {
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         Ok(self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 

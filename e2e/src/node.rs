@@ -49,6 +49,8 @@ pub struct Settings {
     pub shim: String,
     /// Further lines of NRI's table.
     pub nri: String,
+    /// A shell command that runs first, in a mount namespace which is then the daemon's; empty leaves it in the test's.
+    pub mounts: String,
 }
 
 pub struct TestNode {
@@ -159,8 +161,15 @@ impl TestNode {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let binary = binary("windlass");
         // Should the test be killed, the kernel kills the daemon.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", binary.to_str().unwrap(), "--config"])
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]);
+        if !self.settings.mounts.is_empty() {
+            let script = format!("{} && exec \"$0\" \"$@\"", self.settings.mounts);
+            command.args(["unshare", "--mount", "--propagation", "private", "sh", "-c", &script]);
+        }
+        let child = command
+            .arg(binary)
+            .arg("--config")
             .arg(self.path("config.toml"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
