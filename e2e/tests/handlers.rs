@@ -1,6 +1,8 @@
 //! Runtime handlers: each with its own network, snapshotter, runtime, base spec, annotations and devices, in one
 //! configuration. `RUNC` names a further OCI runtime; Debian's crun is used where it is installed.
 
+#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
+
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -27,6 +29,10 @@ fn handler(node: &TestNode, name: &str, keys: &str, options: &str) -> String {
 
 /// A pod of the handler with one container that runs.
 async fn start(node: &TestNode, handler: &str, privileged: bool, config: &cri::ContainerConfig) -> (String, String) {
+    Box::pin(run(node, handler, privileged, config)).await
+}
+
+async fn run(node: &TestNode, handler: &str, privileged: bool, config: &cri::ContainerConfig) -> (String, String) {
     let client = node.client();
     let mut pod_config = node.pod(if handler.is_empty() { "plain" } else { handler });
     let linux = pod_config.linux.get_or_insert_default();
