@@ -4,9 +4,11 @@
 //! also inherits orphans of its containers; [`Reaper::sweep`] waits for those, and for nothing else.
 //!
 //! Invariants: the sweep never takes the exit of a child that is owned. While runc runs, a process can become our
-//! child and die before its pid is known; such exits are kept until no launch is under way, so none is dropped.
+//! child and die before its pid is known; such exits are kept as long as a launch is under way that they may belong to.
+//! A launch never takes the exit of a process that was there before it: pids are used again, and the process that has
+//! this one now may live.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::process::Command;
@@ -28,14 +30,25 @@ pub(crate) struct Reaper {
 #[derive(Debug, Default)]
 struct Known {
     owned: HashSet<i32>,
-    launches: usize,
-    /// Exits of orphans seen while a launch was under way: pid to exit status.
-    early: HashMap<i32, u32>,
+    /// The next launch's number.
+    next: u64,
+    launches: BTreeSet<u64>,
+    /// Exits of orphans seen while a launch was under way, by pid.
+    early: HashMap<i32, Early>,
+}
+
+#[derive(Debug)]
+struct Early {
+    code: u32,
+    /// Launches from this number on began after the exit was seen.
+    before: u64,
+    /// When the process was started, in clock ticks since the boot; `None` if that could not be read.
+    started: Option<u64>,
 }
 
 impl Reaper {
     fn known(&self) -> MutexGuard<'_, Known> {
-        // The guarded data is three plain collections that are valid after any panic.
+        // The guarded data is plain collections that are valid after any panic.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -51,8 +64,12 @@ impl Reaper {
 
     /// Marks that a process may become our child whose pid is not known yet.
     pub(crate) fn launch(&self) -> Launch {
-        self.known().launches += 1;
-        Launch { reaper: self.clone() }
+        let mut known = self.known();
+        let number = known.next;
+        known.next += 1;
+        known.launches.insert(number);
+        drop(known);
+        Launch { reaper: self.clone(), number, began: now_in_ticks() }
     }
 
     /// Waits for every dead child that nobody owns. Called after each SIGCHLD and after each owned exit.
@@ -63,12 +80,21 @@ impl Reaper {
                 return;
             }
             let Some(raw) = Pid::from_raw(pid) else { return };
+            // Before it is waited for: then the number is free, and the file may be another process's.
+            let wanted = !self.known().launches.is_empty();
+            let started = if wanted { start_time(pid) } else { None };
             let Ok(Some((_, status))) = rustix::process::waitpid(Some(raw), WaitOptions::NOHANG) else { return };
             let code = status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0)) as u32;
-            let mut known = self.known();
-            if known.launches > 0 {
-                known.early.insert(pid, code);
-            }
+            self.note(pid, code, started);
+        }
+    }
+
+    /// Keeps the exit of a child that nobody owns, if somebody may yet ask for it.
+    fn note(&self, pid: i32, code: u32, started: Option<u64>) {
+        let mut known = self.known();
+        let before = known.next;
+        if !known.launches.is_empty() {
+            known.early.insert(pid, Early { code, before, started });
         }
     }
 }
@@ -76,13 +102,17 @@ impl Reaper {
 /// Held from before runc starts until the pid that it wrote has been adopted.
 pub(crate) struct Launch {
     reaper: Reaper,
+    number: u64,
+    /// In clock ticks since the boot.
+    began: u64,
 }
 
 impl Launch {
     /// Takes over a process that runc has made our child.
     pub(crate) fn adopt(&self, pid: i32) -> io::Result<Child> {
-        if let Some(code) = self.reaper.known().early.remove(&pid) {
-            return Ok(Child { pid, state: ChildState::Gone(code), reaper: self.reaper.clone() });
+        let early = self.reaper.known().early.remove(&pid);
+        if let Some(exit) = early.filter(|exit| self.may_have_started(exit)) {
+            return Ok(Child { pid, state: ChildState::Gone(exit.code), reaper: self.reaper.clone() });
         }
         let pidfd = open_pidfd(pid)?;
         self.reaper.known().owned.insert(pid);
@@ -90,12 +120,19 @@ impl Launch {
     }
 }
 
+impl Launch {
+    fn may_have_started(&self, exit: &Early) -> bool {
+        exit.before > self.number && exit.started.is_none_or(|started| started >= self.began)
+    }
+}
+
 impl Drop for Launch {
     fn drop(&mut self) {
         let mut known = self.reaper.known();
-        known.launches -= 1;
-        if known.launches == 0 {
-            known.early.clear();
+        known.launches.remove(&self.number);
+        match known.launches.first().copied() {
+            Some(oldest) => known.early.retain(|_, exit| exit.before > oldest),
+            None => known.early.clear(),
         }
     }
 }
@@ -147,6 +184,22 @@ impl Child {
     }
 }
 
+/// The clock by which the kernel tells when a process was started, in its unit.
+fn now_in_ticks() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    let ticks = rustix::param::clock_ticks_per_second();
+    seconds * ticks + nanoseconds * ticks / 1_000_000_000
+}
+
+/// Field 22 of /proc/pid/stat (proc_pid_stat(5)), which a zombie has as well.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is in parentheses and may hold any character; the third is the first after them.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(19)?.parse().ok()
+}
+
 fn open_pidfd(pid: i32) -> io::Result<WatchedFd> {
     let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other(format!("{pid} is no process id")))?;
     WatchedFd::new(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
@@ -156,8 +209,12 @@ fn open_pidfd(pid: i32) -> io::Result<WatchedFd> {
 mod tests {
     use super::*;
 
+    /// A sweep takes every child of the process, those of other tests too.
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     #[tokio::test]
     async fn an_owned_exit_survives_a_sweep() {
+        let _alone = ALONE.lock().await;
         let reaper = Reaper::default();
         let child = reaper.spawn(Command::new("/bin/sh").args(["-c", "exit 7"])).unwrap();
         let ChildState::Alive(pidfd) = &child.state else { panic!("a new child is alive") };
@@ -174,8 +231,79 @@ mod tests {
         assert_eq!(child.wait().await, 7);
     }
 
+    /// A child that nobody owns, as orphans of containers are, waiting for its stdin to close.
+    #[expect(clippy::zombie_processes, reason = "the test waits for it by its pid, as the reaper does")]
+    fn orphan(code: i32) -> (i32, std::process::ChildStdin) {
+        let script = format!("read line; exit {code}");
+        let mut child =
+            Command::new("/bin/sh").args(["-c", &script]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        (child.id() as i32, child.stdin.take().unwrap())
+    }
+
+    /// What a sweep does with a child that nobody owns.
+    fn reap(reaper: &Reaper, pid: i32) {
+        let raw = Pid::from_raw(pid).unwrap();
+        let dead = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::Pid(raw), dead).unwrap();
+        let started = start_time(pid);
+        let (_, status) = rustix::process::waitpid(Some(raw), WaitOptions::empty()).unwrap().unwrap();
+        reaper.note(pid, status.exit_status().unwrap() as u32, started);
+    }
+
+    #[tokio::test]
+    async fn an_exit_before_the_pid_is_known_is_the_launchs() {
+        let _alone = ALONE.lock().await;
+        let reaper = Reaper::default();
+        let launch = reaper.launch();
+        let (pid, stdin) = orphan(9);
+        drop(stdin);
+        reap(&reaper, pid);
+        let child = launch.adopt(pid).unwrap();
+        assert_eq!(child.wait().await, 9);
+    }
+
+    #[tokio::test]
+    async fn the_exit_of_an_older_process_is_nobodys() {
+        let _alone = ALONE.lock().await;
+        let reaper = Reaper::default();
+        let (pid, stdin) = orphan(9);
+        while now_in_ticks() <= start_time(pid).unwrap() {
+            tokio::task::yield_now().await;
+        }
+        let launch = reaper.launch();
+        drop(stdin);
+        reap(&reaper, pid);
+        // As if the pid were a new process's: whoever has it now is looked at, and here nobody has.
+        let taken = launch.adopt(pid).map(|child| child.pid);
+        assert_eq!(taken.unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[tokio::test]
+    async fn launches_that_always_overlap_keep_no_exit_for_ever() {
+        let _alone = ALONE.lock().await;
+        let reaper = Reaper::default();
+        let first = reaper.launch();
+        let (pid, stdin) = orphan(9);
+        drop(stdin);
+        reap(&reaper, pid);
+        let second = reaper.launch();
+        assert_eq!(reaper.known().early.len(), 1);
+        // The second began when the process was gone.
+        assert!(second.adopt(pid).is_err());
+        let (pid, stdin) = orphan(9);
+        drop(stdin);
+        reap(&reaper, pid);
+        let third = reaper.launch();
+        drop(first);
+        assert_eq!(reaper.known().early.keys().copied().collect::<Vec<_>>(), [pid], "the second may want it");
+        drop(second);
+        assert!(reaper.known().early.is_empty());
+        drop(third);
+    }
+
     #[tokio::test]
     async fn a_signal_is_reported_as_128_and_its_number() {
+        let _alone = ALONE.lock().await;
         let reaper = Reaper::default();
         let child = reaper.spawn(Command::new("/bin/sleep").arg("100")).unwrap();
         child.signal(libc::SIGKILL).unwrap();
