@@ -107,19 +107,24 @@ fn sized(get: impl FnOnce(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io
 fn file(from: &Path, to: &Path, len: u64) -> io::Result<()> {
     let source = File::open(from)?;
     let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+    content(&source, &target, len)
+}
+
+/// Copies the content of a file to one that is empty, the holes as holes.
+pub(crate) fn content(source: &File, target: &File, len: u64) -> io::Result<()> {
+    if rustix::fs::ioctl_ficlone(target, source).is_ok() {
         return Ok(());
     }
     target.set_len(len)?;
     let mut at = 0;
     while at < len {
-        let start = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
+        let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
             // Only a hole is left.
             Err(Errno::NXIO) => break,
             other => other?,
         };
-        let end = rustix::fs::seek(&source, SeekFrom::Hole(start))?;
-        range(&source, &target, start, end)?;
+        let end = rustix::fs::seek(source, SeekFrom::Hole(start))?;
+        range(source, target, start, end)?;
         at = end;
     }
     Ok(())

@@ -66,6 +66,10 @@ pub struct Archive<'a> {
     /// Bytes of the current entry's content that are still in the stream, and the padding behind them.
     content: u64,
     padding: u64,
+    /// Entries so far, headers that are about all of them included.
+    entries: u64,
+    /// Bytes of content that nobody asked for.
+    skipped: u64,
     limits: Limits,
 }
 
@@ -86,7 +90,18 @@ impl<'a> Archive<'a> {
         });
         // Times may be negative or fractional, which the parser takes for errors; numbers that matter are checked below.
         parser.set_ignore_pax_errors(true);
-        Archive { stream, parser, buffer: vec![0; CHUNK], start: 0, end: 0, content: 0, padding: 0, limits: *limits }
+        Archive {
+            stream,
+            parser,
+            buffer: vec![0; CHUNK],
+            start: 0,
+            end: 0,
+            content: 0,
+            padding: 0,
+            entries: 0,
+            skipped: 0,
+            limits: *limits,
+        }
     }
 
     /// The next entry; what is left of the content of the one before is skipped.
@@ -99,13 +114,17 @@ impl<'a> Archive<'a> {
                         return Ok(None);
                     }
                 }
-                Step::Skip { consumed } => self.start += consumed,
+                Step::Skip { consumed } => {
+                    self.start += consumed;
+                    self.count_entry()?;
+                }
                 Step::End { consumed } => {
                     self.start += consumed;
                     return Ok(None);
                 }
                 Step::Entry { consumed, entry, content } => {
                     self.start += consumed;
+                    self.count_entry()?;
                     self.content = content;
                     self.padding = content.next_multiple_of(HEADER_SIZE as u64) - content;
                     return Ok(Some(entry));
@@ -132,12 +151,8 @@ impl<'a> Archive<'a> {
 
     /// Reads on to the end of the stream.
     pub fn drain(&mut self) -> Result<(), Error> {
-        let mut rest = 0;
         loop {
-            rest += (self.end - self.start) as u64;
-            if rest > self.limits.bytes {
-                return Err(Error::TooMuch { what: "bytes after its end", limit: self.limits.bytes });
-            }
+            self.count_skipped(self.end - self.start, "bytes after its end")?;
             self.start = self.end;
             if !self.read_more()? {
                 return Ok(());
@@ -166,7 +181,10 @@ impl<'a> Archive<'a> {
     }
 
     fn skip_content(&mut self) -> Result<(), Error> {
-        while self.data(u64::MAX)?.is_some() {}
+        while let Some(data) = self.data(u64::MAX)? {
+            let count = data.len();
+            self.count_skipped(count, "bytes of what is no file")?;
+        }
         self.content = std::mem::take(&mut self.padding);
         // An archive may end without the padding of its last file.
         while self.content > 0 {
@@ -176,6 +194,22 @@ impl<'a> Archive<'a> {
             self.data(u64::MAX)?;
         }
         Ok(())
+    }
+
+    fn count_entry(&mut self) -> Result<(), Error> {
+        self.entries += 1;
+        match self.entries > self.limits.inodes {
+            true => Err(Error::TooMuch { what: "entries", limit: self.limits.inodes }),
+            false => Ok(()),
+        }
+    }
+
+    fn count_skipped(&mut self, count: usize, what: &'static str) -> Result<(), Error> {
+        self.skipped += count as u64;
+        match self.skipped > self.limits.bytes {
+            true => Err(Error::TooMuch { what, limit: self.limits.bytes }),
+            false => Ok(()),
+        }
     }
 
     /// Reads until the parser can go on; false if the archive is over. The end of the stream between two entries, or after

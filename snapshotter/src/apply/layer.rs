@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::archive::{Archive, Entry, Kind, Looks, Region};
 use super::lower::{Found, Lower, is_directory, is_whiteout};
+use super::meter::Meter;
 use super::root::{Root, child, clean, split};
 use super::whiteout::{Meaning, Own};
 use super::{Applied, Budget, Error, Limits, Target, Whiteouts, attributes, remove, whiteout};
@@ -20,9 +21,7 @@ pub(super) struct Layer<'a> {
     root: Root,
     lower: Lower<'a>,
     whiteouts: Whiteouts,
-    limits: Limits,
-    budget: Option<&'a Budget>,
-    applied: Applied,
+    meter: Meter<'a>,
     own: Own,
     /// Times of directories, by path; set last, for every entry changes those of its directory.
     directories: Vec<(Vec<u8>, Timestamps)>,
@@ -66,9 +65,7 @@ impl<'a> Layer<'a> {
             root: Root::open(&target.root)?,
             lower,
             whiteouts: target.whiteouts,
-            limits: *limits,
-            budget,
-            applied: Applied::default(),
+            meter: Meter::new(limits, budget),
             own: Own::default(),
             directories: Vec::new(),
             changed: Vec::new(),
@@ -99,7 +96,7 @@ impl<'a> Layer<'a> {
     }
 
     pub(super) fn finish(self) -> Result<Applied, Error> {
-        let Layer { mut root, directories, changed, applied, .. } = self;
+        let Layer { mut root, directories, changed, meter, .. } = self;
         for (path, times) in &changed {
             match root.directory(path) {
                 Ok(dir) => {
@@ -119,7 +116,7 @@ impl<'a> Layer<'a> {
                 Err(errno) => return Err(Error::failed("open the directory", path, errno)),
             }
         }
-        Ok(applied)
+        Ok(meter.applied())
     }
 
     /// In one directory with the layers below, what they say of a directory's times goes on holding, as it does where a
@@ -131,6 +128,7 @@ impl<'a> Layer<'a> {
         }
         let stat = rustix::fs::fstat(dir).map_err(|errno| Error::failed("look at", path, errno))?;
         if self.own.is_first_look(stat.st_ino) {
+            self.meter.name(path)?;
             self.changed.push((path.to_vec(), attributes::times_of(&stat)));
         }
         self.looked_at = Some(Rc::clone(dir));
@@ -138,21 +136,24 @@ impl<'a> Layer<'a> {
     }
 
     fn put(&mut self, entry: &Entry, place: &Place<'_>, archive: &mut Archive<'_>) -> Result<(), Error> {
+        self.meter.bytes(entry.looks.xattrs.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum())?;
         match &entry.kind {
             Kind::Directory => self.put_directory(place, &entry.looks),
             Kind::File { size } => {
-                self.count_bytes(*size)?;
+                self.meter.bytes(*size)?;
                 let whole = [Region { offset: 0, length: *size }];
                 self.put_file(place, &entry.looks, &whole, None, archive)
             }
             Kind::Sparse { regions, size } => {
-                self.count_bytes(regions.iter().map(|region| region.length).sum())?;
+                self.meter.bytes(regions.iter().map(|region| region.length).sum())?;
                 self.put_file(place, &entry.looks, regions, Some(*size), archive)
             }
             Kind::Hardlink { target } => self.put_hardlink(place, target),
-            Kind::Symlink { target } => self.put_unopened(place, &entry.looks, true, |dir, name| {
-                rustix::fs::symlinkat(target.as_slice(), dir, name)
-            }),
+            Kind::Symlink { target } => {
+                self.meter.bytes(target.len() as u64)?;
+                let make = |dir: BorrowedFd<'_>, name: &[u8]| rustix::fs::symlinkat(target.as_slice(), dir, name);
+                self.put_unopened(place, &entry.looks, true, make)
+            }
             Kind::Fifo => self.put_unopened(place, &entry.looks, false, |dir, name| {
                 rustix::fs::mknodat(dir, name, FileType::Fifo, Mode::empty(), 0)
             }),
@@ -172,11 +173,11 @@ impl<'a> Layer<'a> {
         let make = |dir: BorrowedFd<'_>| rustix::fs::mkdirat(dir, place.name, Mode::from_raw_mode(looks.mode & 0o777));
         let (mut replaced, mut is_known) = (false, false);
         match make(place.dir.as_fd()) {
-            Ok(()) => self.count_inode()?,
+            Ok(()) => self.meter.inode()?,
             Err(Errno::EXIST) if self.is_directory(place)? => is_known = true,
             Err(Errno::EXIST) => {
                 self.clear(place)?;
-                self.count_inode()?;
+                self.meter.inode()?;
                 make(place.dir.as_fd()).map_err(&failed)?;
                 replaced = true;
             }
@@ -193,6 +194,7 @@ impl<'a> Layer<'a> {
         self.borrowed.remove(place.path);
         attributes::set(fd.as_fd(), place.path, looks)?;
         self.remember(place, &fd)?;
+        self.meter.name(place.path)?;
         self.directories.push((place.path.to_vec(), attributes::times(looks)));
         Ok(())
     }
@@ -274,6 +276,7 @@ impl<'a> Layer<'a> {
         }
         if self.whiteouts == Whiteouts::Remove {
             let dir = rustix::fs::fstat(&place.dir).map_err(failed)?;
+            self.meter.name(place.name)?;
             self.own.insert_name(dir.st_ino, place.name, stat.st_ino);
         }
         Ok(())
@@ -288,11 +291,13 @@ impl<'a> Layer<'a> {
         let looks = attributes::looks_of(fd.as_fd(), &stat, path)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
-                self.count_bytes(stat.st_size.unsigned_abs())?;
+                // Blocks of 512 bytes, whatever the file system's own (stat(2)). Holes take up none, and are copied as holes.
+                let size = stat.st_size.unsigned_abs();
+                self.meter.bytes(size.min(stat.st_blocks.unsigned_abs().saturating_mul(512)))?;
                 let failed = |source| Error::failed("copy the file", path, source);
-                let mut from = File::open(attributes::procfs_name(&fd)).map_err(failed)?;
-                let mut to = File::from(self.create(&place, create_file(looks.mode))?);
-                std::io::copy(&mut from, &mut to).map_err(failed)?;
+                let from = File::open(attributes::procfs_name(&fd)).map_err(failed)?;
+                let to = File::from(self.create(&place, create_file(looks.mode))?);
+                crate::copy::content(&from, &to, size).map_err(failed)?;
                 attributes::set(to.as_fd(), path, &looks)?;
                 rustix::fs::futimens(&to, &attributes::times(&looks)).map_err(place.failed("set the times of"))?;
             }
@@ -305,6 +310,7 @@ impl<'a> Layer<'a> {
                 rustix::fs::mknodat(dir, name, special, Mode::empty(), stat.st_rdev)
             })?,
         }
+        self.meter.name(path)?;
         self.borrowed.insert(path.to_vec());
         let stat = rustix::fs::statat(&place.dir, name, AtFlags::SYMLINK_NOFOLLOW);
         Ok((Rc::clone(&place.dir), stat.map_err(place.failed("look at"))?))
@@ -315,7 +321,7 @@ impl<'a> Layer<'a> {
         self.root.forget();
         match self.whiteouts {
             Whiteouts::Overlay => {
-                self.count_inode()?;
+                self.meter.inode()?;
                 let deleted = match split(place.path).0 {
                     b"" => name.to_vec(),
                     parent => [parent, name].join(&b'/'),
@@ -323,7 +329,10 @@ impl<'a> Layer<'a> {
                 self.give_back(&deleted, true)?;
                 whiteout::hide(place.dir.as_fd(), name).map_err(failed)
             }
-            Whiteouts::Remove => whiteout::delete(place.dir.as_fd(), name, &self.own).map_err(failed),
+            Whiteouts::Remove => {
+                let walked = whiteout::delete(place.dir.as_fd(), name, &self.own).map_err(failed)?;
+                self.meter.walked(walked)
+            }
         }
     }
 
@@ -337,7 +346,8 @@ impl<'a> Layer<'a> {
             }
             Whiteouts::Remove => {
                 let dir = place.dir.try_clone().map_err(|error| Error::failed("apply", place.path, error))?;
-                whiteout::delete_in(dir, &self.own).map_err(failed)
+                let walked = whiteout::delete_in(dir, &self.own).map_err(failed)?;
+                self.meter.walked(walked)
             }
         }
     }
@@ -381,7 +391,8 @@ impl<'a> Layer<'a> {
             }
         })?;
         for made in made {
-            self.count_inode()?;
+            self.meter.inode()?;
+            self.meter.name(&made)?;
             if why == Why::Borrowed {
                 self.borrowed.insert(made);
             }
@@ -395,7 +406,7 @@ impl<'a> Layer<'a> {
         place: &Place<'_>,
         make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<OwnedFd, Errno>,
     ) -> Result<OwnedFd, Error> {
-        self.count_inode()?;
+        self.meter.inode()?;
         let made = match make(place.dir.as_fd(), place.name) {
             Err(Errno::EXIST) => {
                 self.clear(place)?;
@@ -410,12 +421,15 @@ impl<'a> Layer<'a> {
 
     /// Takes away what is only borrowed below `path`, and at it if `whole`. A directory that holds more by now stays.
     fn give_back(&mut self, path: &[u8], whole: bool) -> Result<(), Error> {
-        let is_below = |other: &[u8]| match other.strip_prefix(path) {
-            Some(b"") => whole,
-            Some(rest) => path.is_empty() || rest[0] == b'/',
-            None => false,
+        // What is below `a` starts with `a/`, and `0` is the character behind the slash.
+        let (first, last) = ([path, b"/"].concat(), [path, b"0"].concat());
+        let mut given: Vec<Vec<u8>> = match path {
+            b"" => self.borrowed.iter().cloned().collect(),
+            _ => self.borrowed.range(first..last).cloned().collect(),
         };
-        let given: Vec<Vec<u8>> = self.borrowed.iter().filter(|other| is_below(other)).cloned().collect();
+        if whole && self.borrowed.contains(path) {
+            given.insert(0, path.to_vec());
+        }
         // Children stand behind their parents.
         for path in given.into_iter().rev() {
             let failed = |errno| Error::failed("give back", &path, errno);
@@ -458,22 +472,6 @@ impl<'a> Layer<'a> {
             self.own.insert(rustix::fs::fstat(fd).map_err(place.failed("look at"))?.st_ino);
         }
         Ok(())
-    }
-
-    fn count_inode(&mut self) -> Result<(), Error> {
-        self.applied.inodes += 1;
-        match self.applied.inodes > self.limits.inodes {
-            true => Err(Error::TooMuch { what: "files", limit: self.limits.inodes }),
-            false => self.budget.map_or(Ok(()), |budget| budget.take_inodes(1)),
-        }
-    }
-
-    fn count_bytes(&mut self, bytes: u64) -> Result<(), Error> {
-        self.applied.bytes = self.applied.bytes.saturating_add(bytes);
-        match self.applied.bytes > self.limits.bytes {
-            true => Err(Error::TooMuch { what: "bytes of files", limit: self.limits.bytes }),
-            false => self.budget.map_or(Ok(()), |budget| budget.take_bytes(bytes)),
-        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! layer.rs      one entry ──► one change          whiteout.rs   what the layer deletes
 //! root.rs       the only way from a name to a descriptor: openat2 beneath the root, no magic links, no other mounts
 //! diff.rs       the way back: a directory ──► entries
+//! meter.rs      what one layer may use up
 //! budget.rs     what several layers may hold together
 //! attributes.rs owner, then mode, then attributes, then times        remove.rs   removal that follows nothing
 //! ```
@@ -21,6 +22,7 @@ mod budget;
 mod diff;
 mod layer;
 mod lower;
+mod meter;
 pub(crate) mod remove;
 mod root;
 mod whiteout;
@@ -55,8 +57,9 @@ pub enum Whiteouts {
 /// How much a layer may hold. A stream that inflates to more ends there, whatever it is compressed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Content of files, and likewise all that the stream holds beyond it.
+    /// Content of files with their attributes and the targets of links, and likewise all that the stream holds beyond it.
     pub bytes: u64,
+    /// Files made, and likewise entries of the archive, whatever they are.
     pub inodes: u64,
     /// The headers of one entry, extended attributes included.
     pub header_bytes: u32,

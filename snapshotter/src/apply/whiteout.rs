@@ -86,25 +86,30 @@ pub(super) fn hide_all(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::fs::fsetxattr(dir, attributes::OPAQUE, b"y", XattrFlags::empty())
 }
 
-/// Removes `name` from `dir`, but for what this layer brought.
-pub(super) fn delete(dir: BorrowedFd<'_>, name: &[u8], own: &Own) -> Result<(), Errno> {
+/// Removes `name` from `dir`, but for what this layer brought. Tells how many files were looked at.
+pub(super) fn delete(dir: BorrowedFd<'_>, name: &[u8], own: &Own) -> Result<u64, Errno> {
     let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(1),
         other => other?,
     };
     match (own.holds(&rustix::fs::fstat(dir)?, name, &stat), is_directory(&stat)) {
-        (true, false) => Ok(()),
-        (false, false) => rustix::fs::unlinkat(dir, name, AtFlags::empty()),
+        (true, false) => Ok(1),
+        (false, false) => rustix::fs::unlinkat(dir, name, AtFlags::empty()).map(|()| 1),
         (is_own, true) => {
-            delete_in(child(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?, own)?;
-            if is_own { Ok(()) } else { drop_empty(dir, name) }
+            let walked = delete_in(child(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?, own)?;
+            if !is_own {
+                drop_empty(dir, name)?;
+            }
+            Ok(walked + 1)
         }
     }
 }
 
-/// Removes what is in the directory, but for what this layer brought and the directories that lead there.
-pub(super) fn delete_in(top: OwnedFd, own: &Own) -> Result<(), Errno> {
+/// Removes what is in the directory, but for what this layer brought and the directories that lead there. Tells how many
+/// files were looked at.
+pub(super) fn delete_in(top: OwnedFd, own: &Own) -> Result<u64, Errno> {
     let top = Root::at(top);
+    let mut walked = 0;
     let mut foreign = Vec::new();
     let mut waiting = vec![Vec::new()];
     while let Some(path) = waiting.pop() {
@@ -117,6 +122,7 @@ pub(super) fn delete_in(top: OwnedFd, own: &Own) -> Result<(), Errno> {
                 continue;
             }
             let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            walked += 1;
             let is_own = own.holds(&dir_stat, name.to_bytes(), &stat);
             if is_directory(&stat) {
                 let below = match path.is_empty() {
@@ -136,7 +142,8 @@ pub(super) fn delete_in(top: OwnedFd, own: &Own) -> Result<(), Errno> {
     foreign.iter().rev().try_for_each(|path| {
         let (parent, name) = split(path);
         drop_empty(top.plain_directory(parent)?.as_fd(), name)
-    })
+    })?;
+    Ok(walked)
 }
 
 /// Removes a directory of the layers below, unless something of this layer is in it.

@@ -25,6 +25,16 @@ impl Tar {
         Tar { bytes, whole: true, after: Vec::new() }
     }
 
+    /// A piece of the content of an entry that stands before it.
+    pub(super) fn from_content(bytes: &[u8]) -> Tar {
+        Tar { bytes: bytes.to_vec(), whole: true, after: Vec::new() }
+    }
+
+    /// The bytes without an end of the archive.
+    pub(super) fn entries(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         if !self.whole {
