@@ -117,6 +117,11 @@ impl Content {
         self.path(digest).is_file()
     }
 
+    /// Whether it is there with this size: a file that was cut short is not.
+    pub(crate) fn has_whole(&self, digest: &Digest, size: u64) -> bool {
+        fs::symlink_metadata(self.path(digest)).is_ok_and(|found| found.is_file() && found.len() == size)
+    }
+
     pub(crate) fn open_blob(&self, digest: &Digest) -> Result<File, Error> {
         File::open(self.path(digest)).map_err(|source| Error::failed(format!("open blob {digest}"), source))
     }

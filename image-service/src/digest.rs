@@ -55,15 +55,15 @@ pub enum DigestError {
 impl Digest {
     /// Parses `sha256:<hex>` or `sha512:<hex>`; the hexadecimal part is lowercase, as the specification demands.
     pub fn parse(text: &str) -> Result<Digest, DigestError> {
-        let (algorithm, hex) = text.split_once(':').ok_or_else(|| DigestError::Format(text.to_owned()))?;
+        let (algorithm, hex) = text.split_once(':').ok_or_else(|| DigestError::Format(cut(text)))?;
         let algorithm = match algorithm {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
-            _ => return Err(DigestError::Algorithm(text.to_owned())),
+            _ => return Err(DigestError::Algorithm(cut(text))),
         };
         let expected = algorithm.hex_length();
         if hex.len() != expected || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(DigestError::Hex { text: text.to_owned(), expected });
+            return Err(DigestError::Hex { text: cut(text), expected });
         }
         Ok(Digest { algorithm, hex: hex.to_owned() })
     }
@@ -92,6 +92,15 @@ impl Digest {
     /// Whether `bytes` hash to this digest.
     pub fn matches(&self, bytes: &[u8]) -> bool {
         Digest::of(self.algorithm, bytes) == *self
+    }
+}
+
+/// A text that is no digest, as errors quote it: no more of it than a digest is long.
+fn cut(text: &str) -> String {
+    const LONGEST: usize = 160;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

@@ -47,7 +47,7 @@ impl Pull<'_> {
         let digest = &descriptor.digest;
         self.claim(&digest.to_string()).await;
         let _turn = shared.claims.turn(&digest.to_string()).await;
-        if self.has(digest).await? {
+        if self.has(digest, descriptor.size).await? {
             let (shared, descriptor, arriving) = (Arc::clone(shared), descriptor.clone(), arrivals.next());
             let opened = self.work.spawn_blocking(move || {
                 arriving.begin(shared.content.open_blob(&descriptor.digest)?);

@@ -3,13 +3,16 @@
 //! Pure: bytes in, facts out. Both the OCI and the Docker schema 2 forms are read; they differ only in media types.
 
 use oci_spec::image::ImageConfiguration;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use thiserror::Error;
 
 use crate::{
     digest::{Algorithm, Digest, Digester},
     platform::Node,
-    registry::{Descriptor, Platform, media_type},
+    registry::{
+        Descriptor, Platform, media_type,
+        transport::{printable, printable_up_to},
+    },
 };
 
 /// Layers beyond this are refused: overlayfs itself stops at 500 lower directories.
@@ -18,6 +21,12 @@ const MAX_LAYERS: usize = 500;
 pub(crate) const MAX_NESTING: usize = 4;
 /// Manifests and configurations are read into memory; at most this many bytes of each.
 pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
+/// Values in one document. An empty one takes two bytes there and a hundred in memory; images have some hundreds.
+const MAX_VALUES: usize = 100_000;
+/// Of a foreign text in an error.
+const MAX_SHOWN: usize = 100;
+/// Platforms that an error names.
+const MAX_PLATFORMS: usize = 20;
 
 /// Why a manifest cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -72,41 +81,81 @@ struct Shape {
 /// same bytes must not mean two things (CVE-2021-41190).
 pub(crate) fn parse_document(descriptor: &Descriptor, bytes: &[u8]) -> Result<Document, ManifestError> {
     let digest = descriptor.digest.clone();
-    let shape: Shape = serde_json::from_slice(bytes).map_err(|error| ManifestError::Syntax {
-        what: "manifest",
-        digest: digest.clone(),
-        problem: error.to_string(),
-    })?;
+    let shape: Shape = parse("manifest", &digest, bytes)?;
     if shape.schema_version == Some(1) {
         return Err(ManifestError::Schema1(digest));
     }
+    let invalid = |problem: String| ManifestError::Invalid { digest: digest.clone(), problem };
     let own = shape.media_type.unwrap_or_default();
-    if !own.is_empty()
-        && !descriptor.media_type.is_empty()
-        && own != descriptor.media_type
-        && known(&descriptor.media_type)
-    {
-        let problem = format!("says that it is {own:?}, but was announced as {:?}", descriptor.media_type);
-        return Err(ManifestError::Invalid { digest, problem });
+    let announced = descriptor.media_type.as_str();
+    if !own.is_empty() && !announced.is_empty() && own != announced && known(announced) {
+        let own = printable_up_to(&own, MAX_SHOWN);
+        return Err(invalid(format!("says that it is {own:?}, but was announced as {announced:?}")));
     }
-    match (shape.manifests, shape.config) {
-        (Some(_), Some(_)) => {
-            Err(ManifestError::Invalid { digest, problem: "is both an index and a manifest".to_owned() })
+    let is_one_of = |types: [&str; 2]| types.contains(&own.as_str()) || types.contains(&announced);
+    let contradicted = |what: &str| {
+        let said = printable_up_to(if own.is_empty() { announced } else { &own }, MAX_SHOWN);
+        Err(invalid(format!("is called {said:?}, and has the fields of {what}")))
+    };
+    match (shape.manifests, shape.config, shape.layers) {
+        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => Err(invalid("is both an index and a manifest".to_owned())),
+        (Some(_), None, None) if is_one_of(MANIFESTS) => contradicted("an index"),
+        (Some(manifests), None, None) => Ok(Document::Index(manifests)),
+        (None, Some(_), _) if is_one_of(INDEXES) => contradicted("a manifest"),
+        (None, Some(config), layers) => {
+            let manifest = Manifest { config, layers: layers.unwrap_or_default() };
+            check_sizes(&digest, &manifest)?;
+            check_types(&digest, &manifest.config, &manifest.layers)?;
+            Ok(Document::Manifest(Box::new(manifest)))
         }
-        (Some(manifests), None) => Ok(Document::Index(manifests)),
-        (None, Some(config)) => {
-            let layers = shape.layers.unwrap_or_default();
-            if layers.len() > MAX_LAYERS {
-                let problem = format!("has {} layers, at most {MAX_LAYERS} can be mounted", layers.len());
-                return Err(ManifestError::Invalid { digest, problem });
-            }
-            check_types(&digest, &config, &layers)?;
-            Ok(Document::Manifest(Box::new(Manifest { config, layers })))
-        }
-        (None, None) => {
-            let media_type = if own.is_empty() { descriptor.media_type.clone() } else { own };
+        (None, None, _) => {
+            let media_type = printable_up_to(if own.is_empty() { announced } else { &own }, MAX_SHOWN);
             Err(ManifestError::NotAnImage { digest, media_type })
         }
+    }
+}
+
+/// Reads JSON that somebody else wrote into memory that is in proportion to it.
+fn parse<T: DeserializeOwned>(what: &'static str, digest: &Digest, bytes: &[u8]) -> Result<T, ManifestError> {
+    let values = values(bytes);
+    if values > MAX_VALUES {
+        let problem = format!("has {values} values, at most {MAX_VALUES} are read");
+        return Err(ManifestError::Invalid { digest: digest.clone(), problem });
+    }
+    serde_json::from_slice(bytes).map_err(|error| {
+        // It may quote what it did not expect, whatever its length.
+        ManifestError::Syntax { what, digest: digest.clone(), problem: printable(&error.to_string()) }
+    })
+}
+
+/// Commas outside of strings, which are one less than the values of each array and object.
+fn values(json: &[u8]) -> usize {
+    let (mut count, mut in_string, mut is_escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_string,
+            b'"' => in_string = !in_string,
+            b',' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
+/// What could not be held is refused before anything of it is fetched.
+fn check_sizes(digest: &Digest, manifest: &Manifest) -> Result<(), ManifestError> {
+    let invalid = |problem: String| Err(ManifestError::Invalid { digest: digest.clone(), problem });
+    if manifest.layers.len() > MAX_LAYERS {
+        return invalid(format!("has {} layers, at most {MAX_LAYERS} can be mounted", manifest.layers.len()));
+    }
+    if manifest.config.size > MAX_DOCUMENT {
+        let (config, size) = (&manifest.config.digest, manifest.config.size);
+        return invalid(format!("has a configuration, {config}, of {size} bytes, at most {MAX_DOCUMENT} are read"));
+    }
+    match manifest.layers.iter().find(|layer| i64::try_from(layer.size).is_err()) {
+        Some(layer) => invalid(format!("has a layer, {}, of {} bytes, more than any file", layer.digest, layer.size)),
+        None => Ok(()),
     }
 }
 
@@ -120,7 +169,8 @@ fn check_types(digest: &Digest, config: &Descriptor, layers: &[Descriptor]) -> R
         "",
     ];
     if !CONFIGS.contains(&config.media_type.as_str()) {
-        return Err(ManifestError::NotAnImage { digest: digest.clone(), media_type: config.media_type.clone() });
+        let media_type = printable_up_to(&config.media_type, MAX_SHOWN);
+        return Err(ManifestError::NotAnImage { digest: digest.clone(), media_type });
     }
     match layers.iter().find(|layer| layer.media_type.contains("+encrypted")) {
         None => Ok(()),
@@ -131,9 +181,11 @@ fn check_types(digest: &Digest, config: &Descriptor, layers: &[Descriptor]) -> R
     }
 }
 
+const MANIFESTS: [&str; 2] = [media_type::DOCKER_MANIFEST, media_type::OCI_MANIFEST];
+const INDEXES: [&str; 2] = [media_type::DOCKER_INDEX, media_type::OCI_INDEX];
+
 fn known(name: &str) -> bool {
-    use media_type::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
-    [DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST].contains(&name)
+    MANIFESTS.contains(&name) || INDEXES.contains(&name)
 }
 
 /// The entry of an index that this node runs best.
@@ -150,13 +202,19 @@ pub(crate) fn choose<'a>(
     best.ok_or_else(|| ManifestError::NoPlatform {
         digest: digest.clone(),
         wanted: node.to_string(),
-        available: entries
-            .iter()
-            .filter(|entry| !is_attestation(entry))
-            .filter_map(|entry| entry.platform.as_ref().map(shown))
-            .collect::<Vec<_>>()
-            .join(", "),
+        available: available(entries),
     })
+}
+
+/// The platforms of an index, as an error tells them.
+fn available(entries: &[Descriptor]) -> String {
+    let platforms = entries.iter().filter(|entry| !is_attestation(entry)).filter_map(|entry| entry.platform.as_ref());
+    let count = platforms.clone().count();
+    let mut shown = platforms.take(MAX_PLATFORMS).map(shown).collect::<Vec<_>>();
+    if count > MAX_PLATFORMS {
+        shown.push(format!("and {} more", count - MAX_PLATFORMS));
+    }
+    shown.join(", ")
 }
 
 /// BuildKit puts provenance beside images, as entries for the platform unknown/unknown.
@@ -171,7 +229,7 @@ fn shown(platform: &Platform) -> String {
         text.push('/');
         text.push_str(variant);
     }
-    text
+    printable_up_to(&text, MAX_SHOWN)
 }
 
 /// The diff ids of an image's configuration: as many as the manifest has layers. `node` is given where nothing else has said
@@ -183,11 +241,7 @@ pub(crate) fn parse_config(
 ) -> Result<Vec<Digest>, ManifestError> {
     let digest = manifest.config.digest.clone();
     let invalid = |problem: String| ManifestError::Invalid { digest: digest.clone(), problem };
-    let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(|error| ManifestError::Syntax {
-        what: "image configuration",
-        digest: digest.clone(),
-        problem: error.to_string(),
-    })?;
+    let config: ImageConfiguration = parse("image configuration", &digest, bytes)?;
     let own = Platform {
         architecture: config.architecture().to_string(),
         os: config.os().to_string(),
@@ -227,81 +281,4 @@ pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn descriptor(media_type: &str) -> Descriptor {
-        Descriptor::new(media_type, Digest::sha256_of(b"d"), 1)
-    }
-
-    fn entry(name: &str, platform: serde_json::Value) -> Descriptor {
-        let mut descriptor = Descriptor::new(media_type::OCI_MANIFEST, Digest::sha256_of(name.as_bytes()), 1);
-        descriptor.platform = serde_json::from_value(platform).unwrap();
-        descriptor
-    }
-
-    #[test]
-    fn a_document_is_what_its_fields_say() {
-        let check = |media_type: &str, json: serde_json::Value| {
-            parse_document(&descriptor(media_type), json.to_string().as_bytes())
-        };
-        let config = json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::sha256_of(b"c"), "size": 2});
-        let manifest = json!({"schemaVersion": 2, "config": config, "layers": []});
-        assert!(matches!(check(media_type::OCI_MANIFEST, manifest.clone()), Ok(Document::Manifest(_))));
-        assert!(matches!(check("", manifest.clone()), Ok(Document::Manifest(_))));
-        assert!(matches!(check(media_type::OCI_INDEX, json!({"manifests": []})), Ok(Document::Index(_))));
-        assert!(matches!(check("", json!({"schemaVersion": 1})), Err(ManifestError::Schema1(_))));
-        assert!(matches!(check("", json!({"manifests": [], "config": config})), Err(ManifestError::Invalid { .. })));
-        assert!(matches!(check("text/x", json!({})), Err(ManifestError::NotAnImage { .. })));
-        let chart = json!({"config": {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": Digest::sha256_of(b"c"), "size": 2}});
-        assert!(matches!(check("", chart), Err(ManifestError::NotAnImage { .. })));
-        let sealed = json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "digest": Digest::sha256_of(b"l"), "size": 2});
-        assert!(matches!(check("", json!({"config": config, "layers": [sealed]})), Err(ManifestError::Invalid { .. })));
-        let lies = json!({"mediaType": media_type::OCI_INDEX, "config": config});
-        assert!(matches!(check(media_type::OCI_MANIFEST, lies), Err(ManifestError::Invalid { .. })));
-        let many: Vec<_> = (0..501).map(|_| config.clone()).collect();
-        assert!(matches!(check("", json!({"config": config, "layers": many})), Err(ManifestError::Invalid { .. })));
-    }
-
-    #[test]
-    fn the_best_platform_is_chosen_and_attestations_never() {
-        let wanted = Node { os: "linux", architecture: "arm64", variants: &["v8", ""] };
-        let digest = Digest::sha256_of(b"index");
-        let entries = [
-            entry("attestation", json!({"os": "unknown", "architecture": "unknown"})),
-            entry("amd64", json!({"os": "linux", "architecture": "amd64"})),
-            entry("plain", json!({"os": "linux", "architecture": "arm64"})),
-            entry("v8", json!({"os": "linux", "architecture": "arm64", "variant": "v8"})),
-        ];
-        assert_eq!(choose(&digest, &entries, &wanted).unwrap().digest, Digest::sha256_of(b"v8"));
-        assert_eq!(choose(&digest, &entries[..3], &wanted).unwrap().digest, Digest::sha256_of(b"plain"));
-        assert_eq!(
-            choose(&digest, &entries[..2], &wanted).unwrap_err().to_string(),
-            format!("no image for linux/arm64 in {digest}; it has: linux/amd64")
-        );
-    }
-
-    #[test]
-    fn chain_ids_are_the_specifications() {
-        let (a, b) = (Digest::sha256_of(b"a"), Digest::sha256_of(b"b"));
-        let expected = Digest::sha256_of(format!("{a} {b}").as_bytes()).to_string();
-        assert_eq!(chain_ids(&[a.clone(), b]), [a.to_string(), expected]);
-        assert_eq!(chain_ids(&[]), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_configuration_must_fit_the_manifest_and_the_node() {
-        let node = Node { os: "linux", architecture: "amd64", variants: &[""] };
-        let manifest = Manifest { config: descriptor("c"), layers: vec![descriptor("l")] };
-        let config = |arch: &str, ids: Vec<String>| {
-            let json = json!({"architecture": arch, "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids}});
-            parse_config(&manifest, json.to_string().as_bytes(), Some(&node))
-        };
-        let id = Digest::sha256_of(b"layer");
-        assert_eq!(config("amd64", vec![id.to_string()]).unwrap(), std::slice::from_ref(&id));
-        assert!(matches!(config("arm64", vec![id.to_string()]), Err(ManifestError::NoPlatform { .. })));
-        assert!(matches!(config("amd64", vec![]), Err(ManifestError::Invalid { .. })));
-        assert!(matches!(config("amd64", vec!["sha256:zz".into()]), Err(ManifestError::Invalid { .. })));
-    }
-}
+mod tests;

@@ -25,7 +25,7 @@ use crate::{
     digest::Digest,
     flight::Key,
     images::{Error, Image, Images},
-    manifest::{Document, MAX_DOCUMENT, MAX_NESTING, Manifest, ManifestError, choose, parse_config, parse_document},
+    manifest::{Document, MAX_NESTING, Manifest, ManifestError, choose, parse_config, parse_document},
     mark::labels_of,
     platform::Node,
     policy::{self, PolicyError},
@@ -168,7 +168,7 @@ impl Pull<'_> {
         let shared = Arc::clone(&self.images.shared);
         self.claim(&digest.to_string()).await;
         let _turn = shared.claims.turn(&digest.to_string()).await;
-        if self.has(digest).await? {
+        if self.has(digest, bytes.len() as u64).await? {
             return Ok(());
         }
         let (digest, namespace) = (digest.clone(), self.key.namespace.clone());
@@ -183,10 +183,6 @@ impl Pull<'_> {
     }
 
     async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, PullError> {
-        if descriptor.size > MAX_DOCUMENT {
-            let problem = format!("has {} bytes, at most {MAX_DOCUMENT} are read", descriptor.size);
-            return Err(self.invalid(ManifestError::Invalid { digest: descriptor.digest.clone(), problem }));
-        }
         let (shared, digest) = (Arc::clone(&self.images.shared), descriptor.digest.clone());
         self.joined(self.work.spawn_blocking(move || shared.content.read(&digest)).await)
     }
@@ -228,11 +224,12 @@ impl Pull<'_> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).push(claim);
     }
 
-    /// Whether this namespace has the blob. A file without a row is another namespace's, or torn: it is fetched again.
-    pub(crate) async fn has(&self, digest: &Digest) -> Result<bool, PullError> {
+    /// Whether this namespace has the blob. A file without a row is another namespace's, or torn: it is fetched again. So is
+    /// one of another size: it is torn, or the manifest lies, which the registry will not confirm.
+    pub(crate) async fn has(&self, digest: &Digest, size: u64) -> Result<bool, PullError> {
         let (namespace, wanted) = (self.key.namespace.clone(), digest.clone());
         let row = self.images.shared.store.read(move |conn| rows::has_blob(conn, &namespace, &wanted));
-        Ok(row.await.map_err(|error| self.failed(error))? && self.images.shared.content.has(digest))
+        Ok(row.await.map_err(|error| self.failed(error))? && self.images.shared.content.has_whole(digest, size))
     }
 
     pub(crate) fn joined<T>(&self, joined: Result<Result<T, Error>, tokio::task::JoinError>) -> Result<T, PullError> {

@@ -364,35 +364,4 @@ impl<R: BufRead> BufRead for Cancellable<'_, R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    fn plain(bytes: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        inflate(BufReader::new(bytes)).unwrap().read_to_end(&mut out).unwrap();
-        out
-    }
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    #[test]
-    fn the_first_bytes_tell_the_compression() {
-        assert_eq!(plain(b"tar"), b"tar");
-        assert_eq!(plain(b""), b"");
-        assert_eq!(plain(&gzip(b"tar")), b"tar");
-        assert_eq!(plain(&[gzip(b"two "), gzip(b"members")].concat()), b"two members");
-        assert_eq!(plain(&zstd::encode_all(b"tar".as_slice(), 1).unwrap()), b"tar");
-        let skippable = [
-            &[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3],
-            zstd::encode_all(b"tar".as_slice(), 1).unwrap().as_slice(),
-        ]
-        .concat();
-        assert_eq!(plain(&skippable), b"tar");
-    }
-}
+mod tests;

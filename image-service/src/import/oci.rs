@@ -12,7 +12,7 @@ use crate::{
     manifest::{Document, choose, is_attestation, parse_document},
     platform::Node,
     reference::Reference,
-    registry::{Descriptor, media_type},
+    registry::Descriptor,
 };
 
 const FULL_NAME: &str = "io.containerd.image.name";
@@ -24,7 +24,7 @@ pub(super) fn images(packed: &Packed, repository: Option<&str>) -> Result<Vec<Fo
         return Err(ImportError::Invalid("it is an OCI image layout without an index.json".into()));
     };
     // The index itself is no blob; only its form is looked at.
-    let own = Descriptor::new(media_type::OCI_INDEX, Digest::sha256_of(bytes), bytes.len() as u64);
+    let own = Descriptor::new("", Digest::sha256_of(bytes), bytes.len() as u64);
     let entries = match parse_document(&own, bytes)? {
         Document::Index(entries) => entries,
         Document::Manifest(_) => return Err(ImportError::Invalid("its index.json is not an index".into())),

@@ -29,6 +29,8 @@ use super::transport::shown_error;
 /// How often a stream may break off without having brought at least [`PROGRESS`] bytes since the last time.
 const MAX_BREAKS: usize = 5;
 const PROGRESS: u64 = 1024 * 1024;
+/// Addresses of a foreign layer that are tried: an image may name as many as it likes, of whomever it likes.
+const MAX_URLS: usize = 4;
 /// The bytes of one blob from the wanted offset to its end. After an error nothing more comes.
 pub type BlobStream = BoxStream<'static, Result<Bytes, Error>>;
 
@@ -302,7 +304,8 @@ impl Reader {
         if !self.session.trusts_foreign() {
             return false;
         }
-        for url in self.descriptor.urls.clone() {
+        let urls: Vec<String> = self.descriptor.urls.iter().take(MAX_URLS).cloned().collect();
+        for url in urls {
             let shown = || "foreign layer's own address".to_owned();
             let body = match self.session.foreign(&url).await {
                 Ok(response) => self.accept(response, Source::Foreign, shown()),
