@@ -351,7 +351,7 @@ async fn privileged_limits_hold_for_archives_and_their_layers() {
     let many: Vec<(&str, &str)> = many.iter().map(|(name, content)| (name.as_str(), *content)).collect();
     let node = limited(|config| config.limits.inodes = 10).await;
     let error = import(&node, named(&pack::image(&many), &[]).tar()).await.unwrap_err();
-    assert!(chain(&error).contains("the layer holds more than 10 files"), "{}", chain(&error));
+    assert!(chain(&error).contains("the layer holds more than 10 entries"), "{}", chain(&error));
     node.is_empty();
     let node = limited(|config| config.max_image_files = 10).await;
     let error = import(&node, named(&pack::image(&many), &[]).tar()).await.unwrap_err();

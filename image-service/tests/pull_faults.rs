@@ -164,7 +164,8 @@ async fn privileged_a_pull_outlives_a_registry_that_is_away_for_ten_seconds() {
     registry.fault(None, pushed.layers[1].digest.hex(), 1, away);
     let (result, took) = fast(node.pull(REFERENCE)).await;
     assert_eq!(result.unwrap().id, pushed.config.digest);
-    assert!((10..40).contains(&took.as_secs()), "{took:?}");
+    // A machine that is busy makes the clock run ahead of the sockets.
+    assert!((10..100).contains(&took.as_secs()), "{took:?}");
     assert_eq!(node.blobs(), pushed.blobs());
     let asked = registry.seen().into_iter().filter(|seen| seen.path.contains(pushed.layers[1].digest.hex()));
     let ranges: Vec<Option<String>> = asked.map(|seen| seen.header("range").map(str::to_owned)).collect();

@@ -150,8 +150,8 @@ async fn ask(
     if !status.is_success() {
         return Ok(Err(Refusal { status, knew_us: secret.is_some() }));
     }
-    let body = read_limited(response, MAX_ANSWER).await.map_err(|error| failed(shown_error(&error)))?;
-    let body = body.ok_or_else(|| failed("its answer is too long".to_owned()))?;
+    let body = read_limited(response, MAX_ANSWER).await;
+    let body = body.map_err(|unread| failed(unread.shown("its answer is too long")))?;
     // The parser's message could quote the token, so it is not shown.
     let answer: Answer = serde_json::from_slice(&body).map_err(|_| failed("its answer is not JSON".to_owned()))?;
     token_of(answer).map(Ok).map_err(|text| failed(text.to_owned()))

@@ -135,6 +135,26 @@ fn in_parts(first: Reader, parts: Parts) -> BlobStream {
         .boxed()
 }
 
+/// What a part of content is, of what (RFC 9110, section 14.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ContentRange {
+    first: u64,
+    last: u64,
+    total: Option<u64>,
+}
+
+/// Reads `bytes <first>-<last>/<total>`, where the total may be `*`.
+fn parse_content_range(text: &str) -> Option<ContentRange> {
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok())?;
+    let (unit, rest) = text.trim().split_once(' ')?;
+    let (range, total) = rest.trim().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (number(first)?, number(last)?);
+    let total = if total == "*" { None } else { Some(number(total)?) };
+    let fits = first <= last && total.is_none_or(|total| last < total);
+    (unit.eq_ignore_ascii_case("bytes") && fits).then_some(ContentRange { first, last, total })
+}
+
 struct Reader {
     session: Session,
     descriptor: Descriptor,
@@ -283,8 +303,11 @@ impl Reader {
         let is_part = response.status() == StatusCode::PARTIAL_CONTENT;
         if is_part {
             let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-            let start = range.and_then(|range| range.trim().strip_prefix("bytes ")?.split('-').next()?.parse().ok());
-            if start != Some(self.offset) {
+            let told = range.and_then(parse_content_range);
+            let is_wanted = |told: ContentRange| {
+                (told.first, told.last) == (self.offset, self.end - 1) && told.total.is_none_or(|total| total == size)
+            };
+            if !told.is_some_and(is_wanted) {
                 return Err(Outcome::Unacceptable("sent another range than was asked for".to_owned()));
             }
         }
@@ -324,5 +347,47 @@ impl Reader {
 
     fn error(&mut self) -> Error {
         self.session.error(&self.descriptor, std::mem::take(&mut self.tried))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_range_says_what_of_what() {
+        let range = |first, last, total| Some(ContentRange { first, last, total });
+        for (text, expected) in [
+            ("bytes 0-9/10", range(0, 9, Some(10))),
+            (" Bytes 5-9/* ", range(5, 9, None)),
+            ("bytes 0-18446744073709551615/*", range(0, u64::MAX, None)),
+            ("bytes 0-9/9", None),
+            ("bytes 9-0/10", None),
+            ("bytes */10", None),
+            ("bytes 0-9", None),
+            ("bytes +0-9/10", None),
+            ("bytes -1-9/10", None),
+            ("bytes 0-18446744073709551616/*", None),
+            ("items 0-9/10", None),
+            ("bytes=0-9/10", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_content_range(text), expected, "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_content_range_is_parsed_without_a_panic(text in "(bytes )?[-0-9*/ ]{0,40}|.{0,60}") {
+            parse_content_range(&text);
+        }
+
+        #[test]
+        fn a_content_range_is_read_back(first: u32, length in 1..u64::from(u32::MAX), more: u32) {
+            let (first, more) = (u64::from(first), u64::from(more));
+            let range = ContentRange { first, last: first + length - 1, total: Some(first + length + more) };
+            let text = format!("bytes {first}-{}/{}", range.last, first + length + more);
+            assert_eq!(parse_content_range(&text), Some(range));
+        }
     }
 }

@@ -283,7 +283,7 @@ impl Endpoint {
         let status = response.status();
         let wait = retry_after(response.headers(), SystemTime::now());
         // The message is an extra: a body that is too long or breaks off only leaves it out.
-        let body = read_limited(response, MAX_MESSAGE).await.ok().flatten().unwrap_or_default();
+        let body = read_limited(response, MAX_MESSAGE).await.unwrap_or_default();
         let message = printable(&self.redact(&server_message(&body), header));
         match status {
             StatusCode::NOT_FOUND => Outcome::NotFound,

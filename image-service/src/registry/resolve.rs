@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::descriptor::{Descriptor, media_type};
 use super::endpoint::{Endpoint, Request};
 use super::error::{Attempt, Error, Outcome, Tried};
-use super::transport::{read_limited, shown_error};
+use super::transport::{Unread, read_limited};
 use crate::digest::{Algorithm, Digest};
 use crate::reference::Reference;
 
@@ -137,9 +137,9 @@ async fn from_body(reference: &Reference, response: Response) -> Result<Found, O
 /// Reads a whole manifest, unless it is too large to be one.
 pub(crate) async fn read_manifest(response: Response) -> Result<Bytes, Outcome> {
     match read_limited(response, MAX_MANIFEST).await {
-        Ok(Some(body)) => Ok(Bytes::from(body)),
-        Ok(None) => Err(too_large()),
-        Err(error) => Err(Outcome::Transport(shown_error(&error))),
+        Ok(body) => Ok(Bytes::from(body)),
+        Err(Unread::TooLong) => Err(too_large()),
+        Err(unread) => Err(Outcome::Transport(unread.shown(""))),
     }
 }
 
@@ -157,6 +157,10 @@ fn check_digest(expected: &Digest, found: &Digest) -> Result<(), Outcome> {
 fn check_media_type(media_type: &str) -> Result<(), Outcome> {
     if media_type.starts_with("application/vnd.docker.distribution.manifest.v1+") {
         let text = "offers only a Docker schema 1 manifest, which is not supported: push the image again";
+        return Err(Outcome::Unacceptable(text.to_owned()));
+    }
+    if matches!(media_type, "text/html" | "application/xhtml+xml") {
+        let text = "answers with a web page and not as a registry: check its address, and whether a proxy or a login page stands before it";
         return Err(Outcome::Unacceptable(text.to_owned()));
     }
     Ok(())

@@ -5,6 +5,7 @@
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::{Client, Response, Url};
 use tokio::sync::OnceCell;
@@ -15,6 +16,8 @@ use super::proxy::Proxy;
 use crate::hosts::{Host, Scheme, Tls};
 
 const MAX_SHOWN: usize = 512;
+/// For a manifest, a token or the text of a refusal, all of it: four mebibytes at a slow modem's pace.
+const SLOWEST: Duration = Duration::from_secs(120);
 
 /// One host and the connections made for it.
 pub(crate) struct Transport {
@@ -137,14 +140,37 @@ pub(crate) fn printable_up_to(text: &str, length: usize) -> String {
     shown
 }
 
-/// Reads a body into memory. `Ok(None)` means that it is longer than `limit`.
-pub(crate) async fn read_limited(mut response: Response, limit: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > limit {
-            return Ok(None);
+/// Why a body was not read to its end.
+#[derive(Debug)]
+pub(crate) enum Unread {
+    Broken(reqwest::Error),
+    TooLong,
+    TooSlow,
+}
+
+impl Unread {
+    /// For an error; `too_long` is the caller's to word.
+    pub(crate) fn shown(&self, too_long: &str) -> String {
+        match self {
+            Unread::Broken(error) => shown_error(error),
+            Unread::TooLong => too_long.to_owned(),
+            Unread::TooSlow => format!("its answer took longer than {} s", SLOWEST.as_secs()),
         }
-        body.extend_from_slice(&chunk);
     }
-    Ok(Some(body))
+}
+
+/// Reads a body of at most `limit` bytes into memory. That something comes is not enough: what is read so is small, and who
+/// sends it byte by byte means to keep us.
+pub(crate) async fn read_limited(mut response: Response, limit: usize) -> Result<Vec<u8>, Unread> {
+    let read = async {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(Unread::Broken)? {
+            if body.len() + chunk.len() > limit {
+                return Err(Unread::TooLong);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    };
+    tokio::time::timeout(SLOWEST, read).await.unwrap_or(Err(Unread::TooSlow))
 }

@@ -151,6 +151,11 @@ impl State {
             return missing();
         };
         let (digest, total) = (Digest::sha256_of(&bytes), bytes.len());
+        if let Some(Action::Part(range, part)) = &action {
+            let builder = Response::builder().status(206);
+            let builder = if range.is_empty() { builder } else { builder.header("content-range", range) };
+            return builder.body(unsized_body(bytes.slice(part.clone()))).expect("headers of a test are valid");
+        }
         let part = seen.header("range").filter(|_| !matches!(action, Some(Action::IgnoreRange)));
         let part = part.and_then(|range| range_of(range, total));
         let bytes = match (&action, &part) {
@@ -169,6 +174,10 @@ impl State {
             builder = builder.header("docker-content-digest", digest.to_string());
         }
         let first = |length: usize| bytes.slice(..length.min(bytes.len()));
+        let replaced = match &action {
+            Some(Action::Header(name, value)) => Some((*name, value.clone())),
+            _ => None,
+        };
         let body = match action {
             _ if seen.method == Method::HEAD => full(Bytes::new()),
             Some(Action::HoldBody(length)) => hold(first(length), || {}),
@@ -182,7 +191,11 @@ impl State {
             Some(Action::Unsized(other)) => unsized_body(other),
             _ => full(bytes),
         };
-        builder.body(body).expect("headers of a test are valid")
+        let mut response = builder.body(body).expect("headers of a test are valid");
+        if let Some((name, value)) = replaced {
+            response = with_header(response, name, &value);
+        }
+        response
     }
 }
 

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! server.rs: connections, and how a registry dies ──► answer.rs: what a request gets ──► body.rs: how it is sent
+//! raw.rs: a server that does not speak HTTP as it should
 //! authority.rs: certificates     hosts.rs: hosts.toml     proxy.rs, socks.rs: proxies in front     clock.rs: time
 //! ```
 #![expect(dead_code, unreachable_pub, reason = "each test binary includes the module and uses a part of it")]
@@ -14,6 +15,7 @@ mod body;
 pub mod clock;
 mod hosts;
 pub mod proxy;
+pub mod raw;
 mod server;
 pub mod socks;
 
@@ -94,6 +96,10 @@ pub enum Action {
     Unsized(Bytes),
     /// The normal answer, but `Range` is not understood.
     IgnoreRange,
+    /// The normal answer with this header in place of its own.
+    Header(&'static str, String),
+    /// These bytes of the content as a part whose length is not told, with this `Content-Range`, if it is not empty.
+    Part(String, std::ops::Range<usize>),
 }
 
 /// One request as it came in.
