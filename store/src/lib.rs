@@ -15,6 +15,7 @@ mod boot;
 mod error;
 mod namespace;
 mod readers;
+mod reserve;
 mod schema;
 mod store;
 mod writer;

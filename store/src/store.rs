@@ -9,6 +9,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::readers::Readers;
+use crate::reserve::Reserve;
 use crate::writer::Writer;
 use crate::{Error, Schema, schema};
 
@@ -32,6 +33,8 @@ impl Store {
     /// Opens or makes the file and brings its tables up to date. Blocks.
     pub fn open(path: &Path, schemas: &[Schema]) -> Result<Store, Error> {
         make_file(path)?;
+        // SQLite makes files beside the store, which takes room as well.
+        let reserve = Reserve::of(path);
         let mut conn = connect(path)?;
         check(&conn, path)?;
         schema::migrate(&mut conn, path, schemas)?;
@@ -41,7 +44,7 @@ impl Store {
             reader.pragma_update(None, "query_only", true).map_err(|e| Error::opening(path, "set up", e))?;
             readers.push(reader);
         }
-        Ok(Store { writer: Writer::start(conn)?, readers: Arc::new(Readers::new(readers)) })
+        Ok(Store { writer: Writer::start(conn, reserve)?, readers: Arc::new(Readers::new(readers)) })
     }
 
     /// Runs `f` in the writer's transaction and answers after COMMIT. If `f` fails, only what it did is undone.

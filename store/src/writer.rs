@@ -12,6 +12,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, ffi};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
+use crate::reserve::Reserve;
 
 /// Closures that may wait; the next caller waits for a place.
 const QUEUE: usize = 256;
@@ -69,11 +70,11 @@ where
 }
 
 impl Writer {
-    pub(crate) fn start(conn: Connection) -> Result<Writer, Error> {
+    pub(crate) fn start(conn: Connection, reserve: Reserve) -> Result<Writer, Error> {
         let (queue, messages) = mpsc::channel(QUEUE);
         std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || work(conn, messages))
+            .spawn(move || work(conn, reserve, messages))
             .map_err(|source| Error::failed("start the store's writer thread", source))?;
         Ok(Writer { queue })
     }
@@ -120,9 +121,10 @@ where
 }
 
 /// The thread: ends when the store is closed, or when the last handle is dropped and the queue is empty.
-fn work(mut conn: Connection, mut messages: mpsc::Receiver<Message>) {
+fn work(mut conn: Connection, mut reserve: Reserve, mut messages: mpsc::Receiver<Message>) {
     let mut closing = Vec::new();
     while let Some(message) = messages.blocking_recv() {
+        reserve.prepare();
         match message {
             Message::Write(job) => fold(&mut conn, job, &mut messages, &mut closing),
             Message::Close(reply) => closing.push(reply),
@@ -132,6 +134,7 @@ fn work(mut conn: Connection, mut messages: mpsc::Receiver<Message>) {
             messages.close();
         }
     }
+    reserve.prepare();
     let mut closed = Some(close(conn));
     for reply in closing {
         // The caller may have stopped waiting; the store is closed all the same.

@@ -1,5 +1,7 @@
 //! The store as a caller sees it.
 
+mod full;
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 
