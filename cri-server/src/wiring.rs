@@ -34,10 +34,11 @@ pub(crate) fn preload_dir(config: &Config) -> PathBuf {
 }
 
 pub(crate) fn images(config: &Config) -> images::Config {
+    let filesystems = snapshotter_roots(config);
     let images = &config.images;
     images::Config {
         root: config.root.clone(),
-        filesystem: snapshotter_root(config, &images.snapshotter),
+        filesystems,
         registry: RegistryConfig {
             config_path: images.registry_paths.clone(),
             auths: images.auths.iter().map(|(host, auth)| (host.clone(), credentials(auth))).collect(),

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     digest::Digest,
-    images::{Error, Images, Shared},
+    images::{Error, FsUsage, Images, Shared, Usages},
     leases,
     mark::with_parents,
     store::{self as rows, to_nanos},
@@ -168,15 +168,25 @@ impl Shared {
 
     /// Adds up what the snapshotters know of their committed snapshots.
     pub(crate) fn measure(&self) -> Result<(), Error> {
-        let snapshotter = self.snapshotter(None)?;
-        let failed = |source| Error::failed("measure snapshots", source);
-        let total = snapshotter.total(&Namespace::k8s()).map_err(failed)?;
+        let default = self.config.default_snapshotter.as_str();
+        let mut filesystems = Vec::new();
+        for (name, snapshotter) in &self.snapshotters {
+            let total = snapshotter.total(&Namespace::k8s());
+            let total = total.map_err(|source| Error::failed(format!("measure the snapshots of {name}"), source))?;
+            let usage = FsUsage {
+                mountpoint: self.config.filesystems.get(name).cloned().unwrap_or_default(),
+                used_bytes: total.bytes,
+                inodes_used: total.inodes,
+                timestamp: SystemTime::now(),
+            };
+            match name == default {
+                true => filesystems.insert(0, usage),
+                false if total.inodes > 0 => filesystems.push(usage),
+                false => {}
+            }
+        }
         let content_bytes = self.store.read_blocking(rows::content_bytes)?;
-        let mut usage = self.usage.write().unwrap_or_else(PoisonError::into_inner);
-        usage.used_bytes = total.bytes;
-        usage.inodes_used = total.inodes;
-        usage.content_bytes = content_bytes;
-        usage.timestamp = SystemTime::now();
+        *self.usage.write().unwrap_or_else(PoisonError::into_inner) = Usages { filesystems, content_bytes };
         Ok(())
     }
 }

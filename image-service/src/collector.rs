@@ -1,7 +1,7 @@
 //! The task that collects when nobody asks: behind a deletion that does not wait, and when something is over.
 //!
 //! ```text
-//! open ─► run ─┬ collect_soon()                     ─► collect
+//! open ─► run ─┬ collect_soon(), let_go()           ─► collect
 //!              ├ the next lease is over (its row)   ─► collect
 //!              └ starts of blobs are too old        ─► collect, which drops them
 //! ```
@@ -17,6 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use store::Namespace;
 use tokio::sync::Notify;
 
 use crate::{
@@ -65,6 +66,13 @@ impl Collector {
 }
 
 impl Images {
+    /// Something that stood on the layers of this image has gone. If the image has gone before, nothing keeps them any more.
+    pub fn let_go(&self, ns: &Namespace, id: &str) {
+        if self.resolve(ns, id).is_none() {
+            self.shared.collector.collect_soon();
+        }
+    }
+
     pub(crate) fn collect_by_itself(&self) {
         let (shared, ending) = (Arc::downgrade(&self.shared), self.shared.flights.ending());
         let collector = Arc::clone(&self.shared.collector);

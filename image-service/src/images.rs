@@ -71,8 +71,8 @@ impl From<store::rusqlite::Error> for Error {
 pub struct Config {
     /// The daemon's root; blobs are below it.
     pub root: PathBuf,
-    /// The file system that ImageFsInfo names: the default snapshotter's root.
-    pub filesystem: PathBuf,
+    /// The file systems that ImageFsInfo names: the roots of the snapshotters, by name.
+    pub filesystems: BTreeMap<String, PathBuf>,
     pub registry: RegistryConfig,
     /// Who is asked whether an image may be pulled.
     pub policy: PolicyConfig,
@@ -125,14 +125,12 @@ pub struct Image {
     pub pinned: bool,
 }
 
-/// Numbers for ImageFsInfo, kept and not walked.
+/// Numbers for ImageFsInfo, kept and not walked: what the layers in one snapshotter hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FsUsage {
     pub mountpoint: PathBuf,
     pub used_bytes: u64,
     pub inodes_used: u64,
-    /// Bytes of the blobs that images were pulled as, which are beside the above.
-    pub content_bytes: u64,
     pub timestamp: SystemTime,
 }
 
@@ -162,7 +160,16 @@ pub(crate) struct Shared {
     publishing: Mutex<()>,
     /// Guards the pointer only: readers never wait for a view that is being built.
     view: RwLock<Arc<View>>,
-    pub(crate) usage: RwLock<FsUsage>,
+    pub(crate) usage: RwLock<Usages>,
+}
+
+/// What was measured last.
+#[derive(Default)]
+pub(crate) struct Usages {
+    /// The default snapshotter first.
+    pub(crate) filesystems: Vec<FsUsage>,
+    /// Bytes of the blobs that images were pulled as, which are beside the above.
+    pub(crate) content_bytes: u64,
 }
 
 /// What List, Status and CreateContainer read.
@@ -200,13 +207,6 @@ impl Images {
                     "blobs that may not have reached the disk before the last shutdown were dropped"
                 );
             }
-            let usage = FsUsage {
-                mountpoint: config.filesystem.clone(),
-                used_bytes: 0,
-                inodes_used: 0,
-                content_bytes: 0,
-                timestamp: SystemTime::now(),
-            };
             let shared = Shared {
                 config,
                 store,
@@ -222,10 +222,11 @@ impl Images {
                 collector: Arc::default(),
                 publishing: Mutex::default(),
                 view: RwLock::default(),
-                usage: RwLock::new(usage),
+                usage: RwLock::default(),
             };
             shared.drop_half_unpacked()?;
             shared.publish()?;
+            shared.measure()?;
             Ok::<_, Error>(Images { shared: Arc::new(shared) })
         })
         .await
@@ -285,9 +286,14 @@ impl Images {
         self.collect().await
     }
 
-    /// What images take up on disk.
-    pub fn filesystem(&self) -> FsUsage {
-        self.shared.usage.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What layers take up on disk: in the default snapshotter, and in each other one that has some.
+    pub fn filesystems(&self) -> Vec<FsUsage> {
+        self.shared.usage.read().unwrap_or_else(PoisonError::into_inner).filesystems.clone()
+    }
+
+    /// What the blobs that images were pulled as take up beside that.
+    pub fn content_bytes(&self) -> u64 {
+        self.shared.usage.read().unwrap_or_else(PoisonError::into_inner).content_bytes
     }
 
     /// Lets pulls and imports that run end as if their callers had given up, and waits for them.

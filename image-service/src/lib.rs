@@ -36,6 +36,8 @@ pub mod reference;
 pub mod registry;
 mod store;
 mod unpack;
+mod unpack_again;
 
 pub use manifest::ManifestError;
 pub use store::SCHEMA;
+pub use unpack_again::UnpackAgainError;

@@ -1,12 +1,14 @@
 //! An image whose blobs are on this node: what it is made of, from what its name stands for.
 //!
-//! Blocks, and changes nothing.
+//! Blocks. Only [`Local::unpack`] changes something.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::AtomicBool};
 
+use snapshotter::Snapshotter;
 use store::Namespace;
 
 use crate::{
+    arrival::Follower,
     digest::Digest,
     images::{Error, Shared},
     manifest::{
@@ -16,6 +18,7 @@ use crate::{
     platform::Node,
     registry::Descriptor,
     store::{self as rows, Contents},
+    unpack::{self, Layer},
 };
 
 /// An image, all of whose blobs are here.
@@ -96,6 +99,41 @@ impl Local {
         let digests = |blobs: &[Descriptor]| blobs.iter().map(|blob| blob.digest.clone()).collect::<Vec<_>>();
         let (documents, layers) = (digests(&self.documents), digests(&self.manifest.layers));
         labels_of(&documents, &self.manifest.config.digest, &layers, snapshotter, self.chain.last())
+    }
+
+    /// Makes the layers that are not there, bottom first, and says how many; what fails stays made up to there. All blobs and
+    /// chain ids are claimed.
+    pub(crate) fn unpack(
+        &self,
+        shared: &Shared,
+        ns: &Namespace,
+        snapshotter: &dyn Snapshotter,
+        cancelled: &AtomicBool,
+    ) -> Result<usize, Error> {
+        let (budget, mut made) = (shared.config.budget(), 0);
+        for (position, layer) in self.manifest.layers.iter().enumerate() {
+            let chain_id = &self.chain[position];
+            let _turn = shared.claims.turn_blocking(chain_id);
+            let parent = position.checked_sub(1).map(|below| self.chain[below].as_str());
+            if unpack::is_unpacked(snapshotter, ns, chain_id)? {
+                unpack::count(snapshotter, ns, chain_id, parent, &budget)?;
+                continue;
+            }
+            let layer = Layer {
+                namespace: ns,
+                blob: Follower::of(shared.content.open_blob(&layer.digest)?, layer.size),
+                digest: &layer.digest,
+                diff_id: &self.diff_ids[position],
+                chain_id,
+                parent,
+                cancelled,
+                limits: &shared.config.limits,
+                budget: &budget,
+            };
+            unpack::unpack(snapshotter, layer)?;
+            made += 1;
+        }
+        Ok(made)
     }
 
     pub(crate) fn contents(&self, target: &Descriptor) -> Contents {

@@ -44,7 +44,7 @@ async fn privileged_a_pulled_image_has_its_names_its_layers_and_its_blobs() {
     assert_eq!(image.chain_id, *pushed.chain().last().unwrap());
     assert_eq!(node.blobs(), pushed.blobs());
     assert_eq!(node.files(), ["etc/name=above", "etc/name=below", "gone", "gone=x"]);
-    assert!(node.images.filesystem().used_bytes > 0);
+    assert!(node.images.filesystems()[0].used_bytes > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,8 +39,9 @@ async fn check(node: &Node, what: &str) {
         found = (found.0 + bytes, found.1 + inodes);
     }
     let blobs: u64 = node.blob_files().iter().map(|file| fs::metadata(file).unwrap().len()).sum();
-    let kept = node.images.filesystem();
-    assert_eq!((kept.used_bytes, kept.inodes_used, kept.content_bytes), (found.0, found.1, blobs), "after {what}");
+    let [kept] = node.images.filesystems().try_into().unwrap();
+    let content = node.images.content_bytes();
+    assert_eq!((kept.used_bytes, kept.inodes_used, content), (found.0, found.1, blobs), "after {what}");
 }
 
 /// Images of up to four layers of five, which they share.
@@ -106,7 +107,7 @@ async fn privileged_the_numbers_that_are_kept_are_those_of_a_walk() {
     }
     node.images.collect().await.unwrap();
     check(&node, "the end").await;
-    assert_eq!(node.images.filesystem().used_bytes, 0);
+    assert_eq!(node.images.filesystems()[0].used_bytes, 0);
     node.is_empty();
 }
 

@@ -379,6 +379,8 @@ pub struct PodView {
     /// The pinned network namespace; `None` with the host's network.
     pub netns: Option<PathBuf>,
     pub image: Image,
+    /// Of the pause container and of all containers to come.
+    pub snapshotter: String,
     /// Those of the spec, or what they were updated to.
     pub resources: PodResources,
     /// For verbose status.

@@ -143,6 +143,7 @@ impl PodRecord {
             pid: self.pid.filter(|_| live),
             netns: (!self.host_network()).then_some(netns),
             image: self.image.clone(),
+            snapshotter: self.snapshotter.clone(),
             resources: self.resources(),
             cni_result: self.network.result.clone(),
             oci_spec: self.oci_spec.clone(),

@@ -1,7 +1,12 @@
 //! CreateContainer, StartContainer, StopContainer, RemoveContainer, UpdateContainerResources, ContainerStatus,
 //! ReopenContainerLog.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use api::cri;
 use sandbox::{
@@ -35,6 +40,13 @@ impl Cri {
             let what = format!("image {image:?} is not on the node; pull it first");
             return Err(Status::not_found(shortened(what)));
         };
+        // A pod that is not there is refused with the rest of what its owner looks at.
+        if let Ok(pod) = self.pods.pod(&pod) {
+            let volumes = spec.mounts.iter().filter_map(|mount| images(&mount.image.as_ref()?.id));
+            for image in volumes.chain([Arc::clone(&found)]) {
+                self.unpack_for(&image, Some(&pod.snapshotter), &pod.spec.handler).await?;
+            }
+        }
         let id =
             self.pods.create_container(&pod, spec, to_sandbox_image(&found, image)).await.map_err(sandbox_status)?;
         Ok(cri::CreateContainerResponse { container_id: id.to_string() })
@@ -89,7 +101,9 @@ impl Cri {
         request: cri::RemoveContainerRequest,
     ) -> Result<cri::RemoveContainerResponse, Status> {
         let id = parse_name(request.container_id, "container_id")?;
+        let images = self.pods.container(&id).map(|container| images_of(&container)).unwrap_or_default();
         self.pods.remove_container(&id).await.map_err(sandbox_status)?;
+        images.iter().for_each(|image| self.images.let_go(&self.namespace, image));
         Ok(cri::RemoveContainerResponse {})
     }
 
@@ -131,15 +145,23 @@ impl Cri {
             ContainerState::Running { pid, .. } => *pid,
             ContainerState::Created | ContainerState::Exited { .. } | ContainerState::Unknown => 0,
         };
+        let pod = self.pods.pod(container.pod.as_str()).ok();
+        let pod = pod.as_deref();
         let info = json!({
             "sandboxID": container.pod.as_str(),
             "pid": pid,
             "removing": false,
             "snapshotKey": container.id.as_str(),
-            "snapshotter": self.config.images.snapshotter,
+            "snapshotter": pod.map_or(&self.config.images.snapshotter, |pod| &pod.snapshotter),
             "config": container.spec,
             "runtimeSpec": container.oci_spec,
         });
         HashMap::from([("info".to_owned(), info.to_string())])
     }
+}
+
+/// Ids of the images that the container stands on: its own, and those of its volumes.
+pub(super) fn images_of(container: &ContainerView) -> BTreeSet<String> {
+    let volumes = container.spec.mounts.iter().filter_map(|mount| mount.image.as_ref()).map(|image| &image.id);
+    volumes.chain([&container.image.id]).cloned().collect()
 }

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use ::image_service::images::{PullError, PullRequest};
+use ::image_service::{
+    UnpackAgainError,
+    images::{FsUsage, Image, PullError, PullRequest},
+};
 use api::cri;
 use serde_json::json;
 use tokio_stream::Stream;
@@ -14,7 +17,7 @@ use super::{
         image::{parse_credentials, to_image},
         invalid, parse_name, required, to_nanoseconds,
     },
-    errors::{chain, image_status, pull_status},
+    errors::{chain, image_status, pull_status, shortened},
     list::in_batches,
 };
 
@@ -78,15 +81,32 @@ impl Cri {
         Ok(cri::RemoveImageResponse {})
     }
 
-    /// Images and writable layers share the snapshotter's file system, so both lists name it.
+    /// Images and writable layers share the snapshotters' file systems, so both lists name them, the default's first.
     pub(super) fn image_fs_info(&self) -> cri::ImageFsInfoResponse {
-        let usage = self.images.filesystem();
-        let usage = cri::FilesystemUsage {
+        let to_usage = |usage: FsUsage| cri::FilesystemUsage {
             timestamp: to_nanoseconds(usage.timestamp),
             fs_id: Some(cri::FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
             used_bytes: Some(cri::UInt64Value { value: usage.used_bytes }),
             inodes_used: Some(cri::UInt64Value { value: usage.inodes_used }),
         };
-        cri::ImageFsInfoResponse { image_filesystems: vec![usage.clone()], container_filesystems: vec![usage] }
+        let usages: Vec<cri::FilesystemUsage> = self.images.filesystems().into_iter().map(to_usage).collect();
+        cri::ImageFsInfoResponse { image_filesystems: usages.clone(), container_filesystems: usages }
+    }
+
+    /// An image that was pulled for another handler is unpacked once more for the snapshotter of this one.
+    pub(super) async fn unpack_for(
+        &self,
+        image: &Image,
+        snapshotter: Option<&str>,
+        handler: &str,
+    ) -> Result<(), Status> {
+        self.images.unpack_into(&self.namespace, image, snapshotter).await.map_err(|error| match error {
+            UnpackAgainError::NotKept { .. } => {
+                let handler = if handler.is_empty() { &self.config.runtime.default_handler } else { handler };
+                let what = format!("{error}; pull the image again with image.runtime_handler = {handler:?}");
+                Status::failed_precondition(shortened(what))
+            }
+            UnpackAgainError::Failed { .. } => Status::unknown(shortened(chain(&error))),
+        })
     }
 }

@@ -1,6 +1,10 @@
 //! RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use ::image_service::images::{Image, PullRequest};
 use api::cri;
@@ -10,6 +14,7 @@ use tonic::Status;
 
 use super::{
     Cri,
+    containers::images_of,
     convert::{
         image::to_sandbox_image,
         invalid, parse_name, parse_resources,
@@ -41,11 +46,13 @@ impl Cri {
     /// The sandbox image, pulled now if the node does not have it yet and the handler lets it.
     async fn pause_image(&self, handler: &str) -> Result<Arc<Image>, Status> {
         let reference = &self.config.images.pause_image;
-        if let Some(image) = self.images.resolve(&self.namespace, reference) {
-            return Ok(image);
-        }
         let runtime = &self.config.runtime;
         let name = if handler.is_empty() { &runtime.default_handler } else { handler };
+        let snapshotter = self.pods.handlers().get(name).and_then(|handler| handler.snapshotter.clone());
+        if let Some(image) = self.images.resolve(&self.namespace, reference) {
+            self.unpack_for(&image, snapshotter.as_deref(), name).await?;
+            return Ok(image);
+        }
         if runtime.handlers.get(name).is_some_and(|handler| handler.disable_pause_image_pull) {
             return Err(Status::not_found(format!(
                 "sandbox image {reference} is not on the node, and runtime {name} has disable_pause_image_pull"
@@ -55,7 +62,7 @@ impl Cri {
             namespace: self.namespace.clone(),
             reference: reference.clone(),
             credentials: None,
-            snapshotter: self.pods.handlers().get(name).and_then(|handler| handler.snapshotter.clone()),
+            snapshotter,
         };
         self.images.pull(request).await.map_err(|error| {
             let status = pull_status(error);
@@ -89,8 +96,18 @@ impl Cri {
         request: cri::RemovePodSandboxRequest,
     ) -> Result<cri::RemovePodSandboxResponse, Status> {
         let id = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
+        let images = self.images_in(&id);
         self.pods.remove(&id).await.map_err(sandbox_status)?;
+        images.iter().for_each(|image| self.images.let_go(&self.namespace, image));
         Ok(cri::RemovePodSandboxResponse {})
+    }
+
+    /// Ids of the images that the pod and its containers stand on.
+    fn images_in(&self, id: &str) -> BTreeSet<String> {
+        let Ok(pod) = self.pods.pod(id) else { return BTreeSet::new() };
+        let containers = self.pods.containers();
+        let own = containers.iter().filter(|container| container.pod == pod.id);
+        own.flat_map(|container| images_of(container)).chain([pod.image.id.clone()]).collect()
     }
 
     /// The pod's cgroup is the kubelet's: what is told here is kept for status, as other runtimes do.
@@ -138,7 +155,7 @@ impl Cri {
             "netNamespaceClosed": pod.netns.is_none(),
             "image": pod.image.requested,
             "snapshotKey": pod.id.as_str(),
-            "snapshotter": handler.and_then(|h| h.snapshotter.as_ref()).unwrap_or(&self.config.images.snapshotter),
+            "snapshotter": pod.snapshotter,
             "runtimeHandler": pod.spec.handler,
             "runtimeType": handler.map(|handler| &handler.runtime_type),
             "config": pod.spec,

@@ -26,7 +26,6 @@ use snapshotter::apply;
 use store::Namespace;
 
 use crate::{
-    arrival::Follower,
     claims::Claim,
     digest::Digest,
     images::{Error, Image, Images, Shared},
@@ -35,7 +34,6 @@ use crate::{
     reference::Reference,
     registry::Descriptor,
     store::{self as rows, Named},
-    unpack::{self, Layer},
 };
 
 /// What to do with an archive's images.
@@ -181,33 +179,12 @@ impl Import<'_> {
 
     fn unpack(&mut self, local: &Local) -> Result<(), ImportError> {
         let snapshotter = self.shared.snapshotter(self.request.snapshotter.as_deref())?;
-        let (ns, budget) = (&self.request.namespace, self.shared.config.budget());
         for chain_id in &local.chain {
             self.claims.push(self.shared.claims.claim_blocking(chain_id));
         }
-        for (position, layer) in local.manifest.layers.iter().enumerate() {
-            let chain_id = &local.chain[position];
-            let _turn = self.shared.claims.turn_blocking(chain_id);
-            let parent = position.checked_sub(1).map(|below| local.chain[below].as_str());
-            if unpack::is_unpacked(snapshotter.as_ref(), ns, chain_id)? {
-                unpack::count(snapshotter.as_ref(), ns, chain_id, parent, &budget)?;
-                continue;
-            }
-            let blob = Follower::of(self.shared.content.open_blob(&layer.digest)?, layer.size);
-            let layer = Layer {
-                namespace: ns,
-                blob,
-                digest: &layer.digest,
-                diff_id: &local.diff_ids[position],
-                chain_id,
-                parent,
-                cancelled: self.cancelled,
-                limits: &self.shared.config.limits,
-                budget: &budget,
-            };
-            unpack::unpack(snapshotter.as_ref(), layer).map_err(|error| self.ended(error))?;
-        }
-        Ok(())
+        let ns = &self.request.namespace;
+        let unpacked = local.unpack(self.shared, ns, snapshotter.as_ref(), self.cancelled);
+        unpacked.map(drop).map_err(|error| self.ended(error))
     }
 
     /// Names all images, in one transaction, and publishes them.

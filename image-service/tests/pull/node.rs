@@ -26,6 +26,7 @@ pub(crate) struct Node {
     hosts: TestHosts,
     store: Store,
     snapshotter: Arc<dyn Snapshotter>,
+    other: Option<Arc<dyn Snapshotter>>,
     config: Config,
     setup: Setup,
 }
@@ -58,7 +59,7 @@ impl Node {
         let directory = tempfile::tempdir().unwrap();
         let mut config = Config {
             root: directory.path().to_owned(),
-            filesystem: directory.path().join("snapshots"),
+            filesystems: BTreeMap::new(),
             registry: RegistryConfig { config_path: vec![hosts.root()], ..RegistryConfig::default() },
             policy: PolicyConfig { bin_dir: directory.path().join("verifiers"), ..PolicyConfig::default() },
             default_snapshotter: "overlayfs".into(),
@@ -80,18 +81,21 @@ impl Node {
     async fn open(directory: tempfile::TempDir, hosts: TestHosts, config: Config, setup: Setup) -> Node {
         let schemas = [snapshotter::SCHEMA, windlass_image_service::SCHEMA];
         let store = Store::open(&directory.path().join("windlass.db"), &schemas).unwrap();
-        let (root, rows, name) = (config.filesystem.clone(), store.clone(), config.default_snapshotter.clone());
+        let (root, rows, name) =
+            (directory.path().join("snapshots"), store.clone(), config.default_snapshotter.clone());
         let snapshotter = tokio::task::spawn_blocking(move || open_snapshotter(&name, &root, rows)).await.unwrap();
         let wrapped =
             setup.wrap.as_ref().map_or_else(|| Arc::clone(&snapshotter), |wrap| wrap(Arc::clone(&snapshotter)));
         let mut snapshotters = BTreeMap::from([(config.default_snapshotter.clone(), wrapped)]);
-        if let Some(other) = setup.other {
-            let (root, rows) = (directory.path().join(other), store.clone());
-            let opened = tokio::task::spawn_blocking(move || open_snapshotter(other, &root, rows)).await.unwrap();
-            snapshotters.insert(other.to_owned(), opened);
+        let mut other = None;
+        if let Some(name) = setup.other {
+            let (root, rows) = (directory.path().join("other"), store.clone());
+            let opened = tokio::task::spawn_blocking(move || open_snapshotter(name, &root, rows)).await.unwrap();
+            snapshotters.insert(name.to_owned(), Arc::clone(&opened));
+            other = Some(opened);
         }
         let images = Images::open(config.clone(), store.clone(), snapshotters).await.unwrap();
-        Node { images, ns: Namespace::k8s(), directory, hosts, store, snapshotter, config, setup }
+        Node { images, ns: Namespace::k8s(), directory, hosts, store, snapshotter, other, config, setup }
     }
 
     /// Ends the daemon and starts it again.
@@ -156,6 +160,20 @@ impl Node {
         keys
     }
 
+    /// Keys of all snapshots of the other snapshotter.
+    pub(crate) fn others(&self) -> Vec<String> {
+        let other = self.other.as_ref().unwrap();
+        let infos = off_the_runtime(|| other.list(&self.ns)).unwrap();
+        let mut keys: Vec<String> = infos.into_iter().map(|info| info.key).collect();
+        keys.sort();
+        keys
+    }
+
+    /// Directories of the snapshots of both snapshotters, by the names of the roots.
+    pub(crate) fn snapshot_directories(&self) -> [PathBuf; 2] {
+        ["snapshots", "other"].map(|root| self.directory.path().join(root).join("snapshots"))
+    }
+
     /// Digests of all blobs on disk, sorted.
     pub(crate) fn blobs(&self) -> Vec<String> {
         let names = files_below(&self.content().join("blobs"));
@@ -169,6 +187,10 @@ impl Node {
         let mut found = files_below(&self.content());
         found.extend(files_below(&self.directory.path().join("snapshots")));
         found.extend(self.snapshots_sorted());
+        if self.other.is_some() {
+            found.extend(files_below(&self.directory.path().join("other")));
+            found.extend(self.others());
+        }
         found
     }
 
