@@ -17,6 +17,7 @@ use store::Namespace;
 use tokio::task::JoinHandle;
 
 use crate::{
+    content::KEPT_FOR,
     digest::Digest,
     images::{Error, FsUsage, Images, Shared, Usages},
     leases,
@@ -32,6 +33,8 @@ const STEP: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unused {
     Delete,
+    /// The disk is full, so the starts of blobs that nobody is fetching go as well.
+    DeleteWithStarts,
     /// A pull that did not end brought them. The next pull of the same goes on with them, as with the starts of blobs.
     Keep,
 }
@@ -51,7 +54,7 @@ impl Images {
             let sweeping = self.shared.tasks.spawn_blocking(move || {
                 let step = shared.sweep(&spared, unused)?;
                 if step.is_last {
-                    shared.expire_downloads(&spared, &step.ingests)?;
+                    shared.expire_downloads(&spared, &step.ingests, unused)?;
                 }
                 drop(gate);
                 // The space of files goes with their last descriptor.
@@ -109,10 +112,17 @@ impl Shared {
     }
 
     /// Drops starts of blobs that nobody goes on with.
-    fn expire_downloads(&self, spared: &HashSet<String>, leased: &BTreeSet<String>) -> Result<(), Error> {
+    fn expire_downloads(
+        &self,
+        spared: &HashSet<String>,
+        leased: &BTreeSet<String>,
+        unused: Unused,
+    ) -> Result<(), Error> {
         let now = self.config.clock.now();
         let spared = spared.iter().chain(leased).cloned().collect();
-        match self.content.expire_ingests(&spared, now)? {
+        // Before its time, each is old enough.
+        let until = if unused == Unused::DeleteWithStarts { now + KEPT_FOR } else { now };
+        match self.content.expire_ingests(&spared, until)? {
             true => self.collector.keep_downloads(now),
             false => self.collector.forget_downloads(),
         }
@@ -142,7 +152,7 @@ impl Shared {
             if !known.contains(&digest) && !spared.contains(&digest.to_string()) {
                 *left -= 1;
                 match unused {
-                    Unused::Delete => {
+                    Unused::Delete | Unused::DeleteWithStarts => {
                         files.extend(self.content.open_blob(&digest));
                         self.content.remove(&digest)?;
                     }

@@ -148,6 +148,7 @@ async fn fly(images: Images, key: Key, reference: Reference, sender: watch::Send
             // Whoever tries again is spared what came so far, unless that is the trouble, or the disk is.
             let unused = match error {
                 PullError::Unavailable(_) | PullError::Stalled { .. } | PullError::Cancelled(_) => Unused::Keep,
+                error if error.is_disk_full() => Unused::DeleteWithStarts,
                 _ => Unused::Delete,
             };
             if let Err(error) = images.collect_and(unused).await {

@@ -10,12 +10,17 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error as _,
+    io,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
 use bytes::Bytes;
-use store::Namespace;
+use store::{
+    Namespace,
+    rusqlite::{self, ErrorCode},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -72,6 +77,28 @@ pub enum PullError {
     Failed { reference: String, source: Arc<Error> },
     #[error("the pull of {0} was cancelled")]
     Cancelled(String),
+}
+
+impl PullError {
+    /// Whether there was no room for what was pulled.
+    pub fn is_disk_full(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        let by_system = |error: &io::Error| full.contains(&error.kind());
+        let by_store = |error: &rusqlite::Error| error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+        // Writes that were committed together share theirs.
+        let by_shared = |error: &Arc<rusqlite::Error>| by_store(error);
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            if error.downcast_ref().is_some_and(by_system)
+                || error.downcast_ref().is_some_and(by_store)
+                || error.downcast_ref().is_some_and(by_shared)
+            {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 /// One flight's work and what it relies on.

@@ -16,6 +16,7 @@
 //! registries    statuses, broken bodies, dead hosts        tests/registry_faults.rs, tests/pull_faults.rs, tests/resume.rs
 //!               lies: digests, ranges, lengths, pages      tests/registry_lies.rs
 //!               who gets credentials and headers           tests/registry_auth.rs, tests/registry_origins.rs
+//! disks         full, without inodes, read-only            tests/pull_storage.rs, store/src/store/tests/full.rs
 //! crashes       at any byte, at any step                   e2e/tests/pull_crash.rs
 //! ```
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]

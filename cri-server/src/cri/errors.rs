@@ -27,6 +27,7 @@ pub(super) fn sandbox_status(error: sandbox::Error) -> Status {
 /// `pkg/errors`), in an error of code Unknown.
 pub(super) fn pull_status(error: PullError) -> Status {
     let text = shortened(chain(&error));
+    let is_disk_full = error.is_disk_full();
     match error {
         PullError::Reference { .. } => Status::invalid_argument(text),
         PullError::NotFound(_) => Status::not_found(text),
@@ -34,6 +35,7 @@ pub(super) fn pull_status(error: PullError) -> Status {
             Status::unknown(format!("RegistryUnavailable: {text}"))
         }
         PullError::Policy { .. } => Status::unknown(format!("SignatureValidationFailed: {text}")),
+        PullError::Failed { .. } if is_disk_full => Status::resource_exhausted(text),
         PullError::Registry(_) | PullError::Manifest { .. } | PullError::Failed { .. } => Status::unknown(text),
         PullError::Cancelled(_) => Status::cancelled(text),
     }
@@ -66,7 +68,7 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{io, sync::Arc};
 
     use image_service::{policy::PolicyError, registry};
     use tonic::Code;
@@ -88,6 +90,9 @@ mod tests {
         };
         let unavailable = registry::Error::Unavailable { reference: reference(), tried: tried() };
         let absent = registry::Error::NotFound { reference: reference(), tried: tried() };
+        let no_room = io::Error::from(io::ErrorKind::StorageFull);
+        let failed = ImagesError::Failed { what: "write the blob".into(), source: no_room.into() };
+        let full = PullError::Failed { reference: reference(), source: Arc::new(failed) };
         for (error, code, start) in [
             (
                 PullError::Unavailable(Arc::new(unavailable)),
@@ -101,6 +106,7 @@ mod tests {
                 "SignatureValidationFailed: pull registry.example/app:1: image verifier v gave no verdict on d: p",
             ),
             (PullError::NotFound(Arc::new(absent)), Code::NotFound, "registry.example/app:1: not found"),
+            (full, Code::ResourceExhausted, "pull registry.example/app:1: write the blob: "),
         ] {
             let status = pull_status(error);
             assert_eq!(status.code(), code);
