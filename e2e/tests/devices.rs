@@ -6,6 +6,7 @@ use api::cri;
 use tonic::Code;
 use windlass_e2e::{
     client::container,
+    command,
     node::{BUSYBOX, TestNode},
 };
 
@@ -106,6 +107,95 @@ async fn privileged_a_node_without_cdi_says_so() {
     config.cdi_devices = vec![cri::CdiDevice { name: "toy".into() }];
     let refused = client.create(&pod, &config, &pod_config).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+/// A pair of interfaces, which goes with either.
+struct Link {
+    given: String,
+    kept: String,
+}
+
+impl Link {
+    fn new(prefix: &str) -> Link {
+        let link = Link { given: format!("{prefix}g"), kept: format!("{prefix}k") };
+        command::run("ip", &["link", "add", &link.given, "type", "veth", "peer", "name", &link.kept]);
+        link
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // It has gone with the pod's network if all went well.
+        command::answer("ip", &["link", "delete", &self.kept]);
+    }
+}
+
+/// `RUNC` names an OCI runtime that can, where the first in PATH cannot.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_cdi_device_brings_a_network_device_of_the_host() {
+    let mut node = TestNode::prepare().await;
+    if let Ok(runc) = std::env::var("RUNC") {
+        node.settings.runc = runc;
+    }
+    let specs = node.path("cdi");
+    node.settings.cri = format!("cdi_spec_dirs = [\"{}\"]", specs.display());
+    node.boot().await;
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let link = Link::new(&node.leakcheck.bridge);
+    fs::create_dir(&specs).unwrap();
+    let write = |name: &str| {
+        let yaml = format!(
+            "cdiVersion: 1.1.0\nkind: vendor.example/nic\ndevices:\n- name: one\n  containerEdits:\n    netDevices:\n    - {{hostInterfaceName: {name}, name: given0}}\n"
+        );
+        fs::write(specs.join("vendor.yaml"), yaml).unwrap();
+    };
+    // A file that is wrong hides no other's devices.
+    fs::write(specs.join("broken.json"), "{").unwrap();
+    let pod_config = node.pod("nic");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let mut config = container("app", BUSYBOX, &["sleep", "600"]);
+    config.cdi_devices = vec![cri::CdiDevice { name: "vendor.example/nic=one".into() }];
+
+    write("nowhere0");
+    let refused = client.create(&pod, &config, &pod_config).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(
+        refused.message().ends_with("network device \"nowhere0\" is not on this host, or not any more"),
+        "{refused}"
+    );
+
+    write(&link.given);
+    let runtime = if node.settings.runc.is_empty() { "runc" } else { &node.settings.runc };
+    let features: serde_json::Value =
+        serde_json::from_str(&command::answer(runtime, &["features"]).stdout).unwrap_or_default();
+    if features["linux"]["netDevices"]["enabled"] != true {
+        let refused = client.create(&pod, &config, &pod_config).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented);
+        let expected = format!(
+            "CDI device vendor.example/nic=one: network device {:?}: the OCI runtime {runtime} cannot",
+            link.given
+        );
+        assert!(refused.message().starts_with(&expected), "{refused}");
+        node.remove_all_pods().await;
+        return node.finish().await;
+    }
+    let app = client.create(&pod, &config, &pod_config).await.unwrap();
+    client.start(&app).await.unwrap();
+    assert_eq!(client.output(&app, &["ls", "/sys/class/net"]).await, "eth0\ngiven0\nlo\n");
+    assert!(!fs::exists(format!("/sys/class/net/{}", link.given)).unwrap(), "it is not here any more");
+
+    let mut host_network = node.pod("host");
+    let options = cri::NamespaceOption { network: cri::NamespaceMode::Node as i32, ..Default::default() };
+    let linux = host_network.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().namespace_options = Some(options);
+    let host = client.run_pod(&host_network).await.unwrap();
+    write(&link.kept);
+    let refused = client.create(&host, &config, &host_network).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().ends_with("the pod is in the host's network already"), "{refused}");
     node.remove_all_pods().await;
     node.finish().await;
 }

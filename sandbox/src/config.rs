@@ -37,6 +37,8 @@ pub struct Config {
     pub selinux_categories: Option<u32>,
     /// Where vendors' CDI files are, the later ones winning; `None` disables CDI.
     pub cdi_spec_dirs: Option<Vec<PathBuf>>,
+    /// Classes of block I/O; `None` has none.
+    pub blockio_config_file: Option<PathBuf>,
     /// Pods and containers get no AppArmor profile, and none may ask for one.
     pub disable_apparmor: bool,
     /// Make no volumes for what images declare as such (`VOLUME`).
@@ -148,6 +150,17 @@ impl Handler {
         match &self.options {
             RuntimeOptions::Runc(options) => options.systemd_cgroup,
             RuntimeOptions::Generic(_) | RuntimeOptions::None => parent.ends_with(".slice"),
+        }
+    }
+
+    /// Fails if the OCI runtime is known not to move network devices of the host into containers.
+    pub(crate) fn check_net_devices(&self) -> Result<(), String> {
+        match self.oci_runtime() {
+            Some(runtime) if !self.features.net_devices => Err(format!(
+                "the OCI runtime {runtime} cannot move network devices into containers (netDevices of runtime specification 1.3, as of runc 1.4)"
+            )),
+            // Other runtimes cannot be asked.
+            Some(_) | None => Ok(()),
         }
     }
 

@@ -17,6 +17,8 @@ pub struct Features {
     pub recursive_readonly_mounts: bool,
     /// Pods with a user namespace of their own, and root file systems and volumes mapped to it.
     pub user_namespaces: bool,
+    /// Network devices of the host can be moved into containers (`netDevices` of runtime specification 1.3).
+    pub net_devices: bool,
 }
 
 /// Fills in the features of every handler. One whose runtime cannot be asked has none, and the log says why.
@@ -67,17 +69,18 @@ struct Told {
 struct Linux {
     namespaces: Vec<String>,
     mount_extensions: MountExtensions,
+    net_devices: Enabled,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct MountExtensions {
-    idmap: Idmap,
+    idmap: Enabled,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Idmap {
+struct Enabled {
     enabled: Option<bool>,
 }
 
@@ -91,6 +94,7 @@ impl Told {
             user_namespaces: has(&self.linux.namespaces, "user")
                 && self.linux.mount_extensions.idmap.enabled == Some(true)
                 && kernel >= (5, 19),
+            net_devices: self.linux.net_devices.enabled == Some(true),
         }
     }
 }
@@ -107,18 +111,19 @@ mod tests {
     fn a_feature_needs_the_runtime_and_the_kernel() {
         let new = told(
             r#"{"ociVersionMax": "1.3.0", "mountOptions": ["ro", "rro"],
-                "linux": {"namespaces": ["net", "user"], "mountExtensions": {"idmap": {"enabled": true}}}}"#,
+                "linux": {"namespaces": ["net", "user"], "mountExtensions": {"idmap": {"enabled": true}},
+                "netDevices": {"enabled": true}}}"#,
         );
-        let both = Features { recursive_readonly_mounts: true, user_namespaces: true };
-        assert_eq!(new.on((6, 18)), both);
-        assert_eq!(new.on((5, 15)), Features { user_namespaces: false, ..both });
-        assert_eq!(new.on((5, 10)), Features::default());
+        let all = Features { recursive_readonly_mounts: true, user_namespaces: true, net_devices: true };
+        assert_eq!(new.on((6, 18)), all);
+        assert_eq!(new.on((5, 15)), Features { user_namespaces: false, ..all });
+        assert_eq!(new.on((5, 10)), Features { net_devices: true, ..Features::default() });
     }
 
     #[test]
     fn a_runtime_without_mapped_mounts_has_no_user_namespaces() {
         let old = told(r#"{"mountOptions": ["rro"], "linux": {"namespaces": ["user"]}}"#);
-        assert_eq!(old.on((6, 18)), Features { recursive_readonly_mounts: true, user_namespaces: false });
+        assert_eq!(old.on((6, 18)), Features { recursive_readonly_mounts: true, ..Features::default() });
         assert_eq!(told("{}").on((6, 18)), Features::default());
     }
 

@@ -9,6 +9,7 @@
 //! ```
 
 mod apparmor;
+mod blockio;
 mod bundle;
 pub mod cdi;
 pub mod changes;
@@ -18,6 +19,7 @@ pub mod error;
 pub mod events;
 pub mod features;
 pub mod files;
+mod glob;
 pub mod host;
 mod image_volumes;
 pub mod launcher;

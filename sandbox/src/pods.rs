@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Config, Error, Handler, Session,
+    Config, Error, Handler, Session, blockio,
     changes::Changes,
     checkpoint::Checkpoint,
     host::{CgroupMode, Host},
@@ -83,11 +83,15 @@ impl Pods {
         let categories = config.selinux_categories;
         let selinux = tokio::task::spawn_blocking(move || categories.and_then(selinux::read));
         let selinux = selinux.await.map_err(|error| Error::failed("read the SELinux policy", error))?;
+        let classes = config.blockio_config_file.clone();
+        let block_io = tokio::task::spawn_blocking(move || blockio::Classes::load(classes.as_deref()));
+        let block_io = block_io.await.map_err(|error| Error::failed("read the block IO classes", error))?;
         let world = Arc::new(World {
             paths: Paths::new(&config),
             rows: Rows::new(store, config.namespace.clone()),
             boot: ::store::boot_id().map_err(|error| Error::failed("read the boot id", error))?,
             nri: Nri::new(config.nri.clone()),
+            block_io,
             config,
             snapshotters,
             network,

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Config, Error, Handler,
+    Config, Error, Handler, blockio,
     host::Host,
     launcher::{Bundle, Launcher},
     model::{ContainerSpec, Id},
@@ -38,6 +38,7 @@ pub(crate) struct World {
     pub(crate) node: Arc<dyn Node>,
     pub(crate) host: Host,
     pub(crate) nri: Nri,
+    pub(crate) block_io: blockio::Classes,
     /// Only where labels are enabled and the host has SELinux.
     pub(crate) selinux: Option<selinux::Policy>,
     /// This boot's id.

@@ -262,6 +262,8 @@ pub(crate) struct Config {
     pub(crate) runtime: Runtime,
     pub(crate) streaming: Streaming,
     pub(crate) nri: Nri,
+    /// Classes of block I/O; empty is none.
+    pub(crate) blockio_config_file: PathBuf,
 }
 
 impl Default for Config {
@@ -288,6 +290,7 @@ impl Default for Config {
                 tls: StreamTls::default(),
             },
             nri: Nri::default(),
+            blockio_config_file: PathBuf::new(),
         }
     }
 }

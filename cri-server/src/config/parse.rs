@@ -74,6 +74,7 @@ pub(super) fn apply(
     registry::verifiers(verifiers, &mut config.images.policy, warnings)?;
     own(plugins.named_section("io.windlass.v1.images")?, config, warnings)?;
     nri(plugins.named_section("io.containerd.nri.v1.nri")?, config, warnings)?;
+    classes(plugins.named_section("io.containerd.service.v1.tasks-service")?, config, warnings)?;
     // What is left below `plugins` belongs to plugins that this daemon does not have; containerd's own default file
     // carries dozens, so they are no news to anyone.
     top.accept(ACCEPTED);
@@ -230,6 +231,19 @@ fn streaming(mut cri: Section, config: &mut Config, warnings: &mut Vec<String>) 
     pair.unknown(warnings);
     cri.fixed("disable_tcp_service", true, "CRI is served on the unix socket alone", warnings);
     cri.unknown(warnings);
+    Ok(())
+}
+
+/// Files of resource classes.
+fn classes(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    section.path_value("blockio_config_file", &mut config.blockio_config_file)?;
+    section.fixed(
+        "rdt_config_file",
+        "",
+        "classes of RDT are not built; an NRI plugin can name a class of the host's",
+        warnings,
+    );
+    section.unknown(warnings);
     Ok(())
 }
 

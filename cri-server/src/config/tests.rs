@@ -127,6 +127,18 @@ required_plugins = ["a"]
 }
 
 #[test]
+fn the_file_of_block_io_classes_is_taken_and_one_of_rdt_warns() {
+    for version in 2..=4 {
+        let text = format!(
+            "version = {version}\n[plugins.\"io.containerd.service.v1.tasks-service\"]\nblockio_config_file = \"/etc/x.yaml\"\nrdt_config_file = \"/etc/y\"\n"
+        );
+        let loaded = parsed(&text).unwrap();
+        assert_eq!(loaded.config.blockio_config_file, Path::new("/etc/x.yaml"));
+        assert!(matches!(&loaded.warnings[..], [one] if one.contains("rdt_config_file")), "{:?}", loaded.warnings);
+    }
+}
+
+#[test]
 fn a_wrong_type_names_the_whole_key() {
     let error =
         parsed("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nmax_conf_num = \"one\"\n").unwrap_err();

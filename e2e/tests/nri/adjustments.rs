@@ -11,8 +11,8 @@ use windlass_e2e::{
 };
 use windlass_sandbox::nri::proto::{
     CdiDevice, ContainerAdjustment, Hook, Hooks, IoPriorityClass, LinuxContainerAdjustment, LinuxDevice,
-    LinuxIoPriority, LinuxScheduler, LinuxSeccomp, LinuxSyscall, Mount, OptionalInt, OptionalUInt32, Rlimit,
-    SchedulerPolicy,
+    LinuxIoPriority, LinuxResources, LinuxScheduler, LinuxSeccomp, LinuxSyscall, Mount, OptionalInt, OptionalString,
+    OptionalUInt32, Rlimit, SchedulerPolicy,
 };
 
 use crate::{adjust, adjusting, connect, entry, memory, memory_limit, start};
@@ -264,6 +264,70 @@ async fn privileged_what_cannot_be_adjusted_fails_the_creation_by_name() {
         drop(plugin);
     }
     assert_eq!(client.containers().await.unwrap(), []);
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_classes_of_block_io_by_annotation_and_by_plugin() {
+    let disk = fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let disk = disk.filter(|name| Path::new("/dev").join(name).exists()).min().expect("the machine has a disk");
+    let number = fs::read_to_string(format!("/sys/block/{disk}/dev")).unwrap().trim().to_owned();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("classes.yaml");
+    let (first, rest) = disk.split_at(1);
+    let item = |rate: &str| format!("  - Devices: [\"/dev/[{first}]{rest}\"]\n    ThrottleReadBps: {rate}\n");
+    let wrong = "  wrong:\n  - Weight: 5\n";
+    fs::write(&file, format!("Classes:\n  slow:\n{}  fast:\n{}{wrong}", item("500M"), item("1G"))).unwrap();
+    let classes = "[plugins.\"io.containerd.service.v1.tasks-service\"]\nblockio_config_file";
+    let node = start(&format!("{classes} = \"{}\"\n", file.display())).await;
+    let client = node.client();
+    let mut pod_config = node.pod("classes");
+    let annotate = |name: &str, class: &str| (format!("blockio.resources.beta.kubernetes.io/{name}"), class.to_owned());
+    pod_config.annotations = [
+        annotate("pod", "slow"),
+        annotate("container.typo", "slwo"),
+        annotate("container.bad", "wrong"),
+        annotate("container.free", ""),
+    ]
+    .into();
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let class = |name: &str| {
+        let blockio_class = Some(OptionalString { value: name.into() });
+        let resources = Some(LinuxResources { blockio_class, ..LinuxResources::default() });
+        let linux = Some(LinuxContainerAdjustment { resources, ..LinuxContainerAdjustment::default() });
+        adjust(ContainerAdjustment { linux, ..ContainerAdjustment::default() })
+    };
+    let _fast = connect(&node, "10", "fast", adjusting("fast", class("fast"))).await;
+    let _none = connect(&node, "20", "none", adjusting("none", class(""))).await;
+    let _unknown = connect(&node, "30", "unknown", adjusting("unknown", class("unknown"))).await;
+    let of_version_1 = format!("{number} 500000000");
+    let of_version_2 = format!("{number} rbps=500000000 wbps=max riops=max wiops=max");
+    for (name, rate) in [("plain", Some("500000000")), ("fast", Some("1000000000")), ("none", None), ("free", None)] {
+        let app = client.create(&pod, &alone(name), &pod_config).await.unwrap();
+        client.start(&app).await.unwrap();
+        let read = "cd /sys/fs/cgroup; cat blkio/blkio.throttle.read_bps_device 2>/dev/null || cat io.max";
+        let limits = client.output(&app, &["sh", "-c", read]).await;
+        let expected = |of_one: &str| rate.map(|rate| of_one.replace("500000000", rate)).unwrap_or_default();
+        let limits = limits.trim();
+        assert!(limits == expected(&of_version_1) || limits == expected(&of_version_2), "{name}: {limits}");
+    }
+    let path = file.display();
+    let refusals = [
+        (
+            "typo",
+            format!(
+                "annotation blockio.resources.beta.kubernetes.io/container.typo: block IO class \"slwo\": {path} has none of this name but fast, slow, wrong"
+            ),
+        ),
+        ("bad", format!("block IO class \"wrong\": {path} is wrong about it: Weight: 5 is not between 10 and 1000")),
+        ("unknown", format!("block IO class \"unknown\": {path} has none of this name but fast, slow, wrong")),
+    ];
+    for (name, message) in refusals {
+        let refused = client.create(&pod, &alone(name), &pod_config).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().ends_with(&message), "{refused}");
+    }
     node.remove_all_pods().await;
     node.finish().await;
 }

@@ -210,9 +210,17 @@ impl Edits {
                 return Err(format!("device node {path}: permissions {:?} are not of rwm", node.permissions));
             }
         }
-        for device in &self.net_devices {
-            if device.host_interface_name.is_empty() || device.name.is_empty() {
-                return Err("netDevices: hostInterfaceName and name must not be empty".into());
+        for (at, device) in self.net_devices.iter().enumerate() {
+            let NetDevice { host_interface_name: host, name } = device;
+            if let Some(bad) = [host, name].into_iter().find(|name| !is_interface(name)) {
+                return Err(format!("netDevices: {bad:?} is no name of a network interface"));
+            }
+            let twice = |other: &&NetDevice| other.host_interface_name == *host || other.name == *name;
+            if let Some(other) = self.net_devices[..at].iter().find(twice) {
+                let NetDevice { host_interface_name: other_host, name: other_name } = other;
+                return Err(format!(
+                    "netDevices: {other_host:?} as {other_name:?} and {host:?} as {name:?} cannot be at once"
+                ));
             }
         }
         for hook in &self.hooks {
@@ -247,6 +255,12 @@ impl Edits {
             _ => Ok(()),
         }
     }
+}
+
+/// What the kernel takes as the name of an interface (`dev_valid_name`).
+fn is_interface(name: &str) -> bool {
+    let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c == '\0';
+    (1..16).contains(&name.len()) && ![".", ".."].contains(&name) && !name.contains(forbidden)
 }
 
 /// Annotations are Kubernetes' in form; what counts is that they are bounded.

@@ -4,11 +4,11 @@
 use std::{fs, io, os::unix::fs::FileTypeExt, os::unix::fs::MetadataExt, path::Path};
 
 use oci_spec::runtime::{
-    Hook, Hooks, Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxIntelRdt, LinuxResources, Mount, Process,
-    Spec, User,
+    Hook, Hooks, Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxIntelRdt, LinuxNetDevice, LinuxResources,
+    Mount, Process, Spec, User,
 };
 
-use super::document;
+use super::{document, name::Name};
 use crate::error::Error;
 
 /// Changes to a spec, in the spec's own types.
@@ -23,18 +23,18 @@ pub struct Edits {
     hooks: Vec<(String, Hook)>,
     intel_rdt: Option<LinuxIntelRdt>,
     additional_gids: Vec<u32>,
+    /// Interfaces of the host, and what they are called in the container.
+    pub(super) net_devices: Vec<(String, String)>,
+    /// The device that brings all this.
+    pub(super) device: String,
 }
 
 impl Edits {
     /// Finds out what a vendor may leave to the host: numbers, types and modes of device nodes. Blocks.
-    pub(super) fn resolve(edits: &document::Edits) -> Result<Edits, Error> {
-        if let Some(device) = edits.net_devices.first() {
-            return Err(Error::Unsupported(format!(
-                "netDevices: moving {:?} into the container is not supported",
-                device.host_interface_name
-            )));
-        }
+    pub(super) fn resolve(edits: &document::Edits, device_name: &Name) -> Result<Edits, Error> {
         Ok(Edits {
+            device: device_name.to_string(),
+            net_devices: edits.net_devices.iter().map(net_device).collect::<Result<_, _>>()?,
             env: edits.env.clone(),
             devices: edits.device_nodes.iter().map(device).collect::<Result<_, _>>()?,
             mounts: edits.mounts.iter().map(mount).collect(),
@@ -43,6 +43,15 @@ impl Edits {
             additional_gids: edits.additional_gids.clone(),
         })
     }
+}
+
+/// An interface that is not there now may be in a container already: then this is clearer than what the runtime says.
+fn net_device(entry: &document::NetDevice) -> Result<(String, String), Error> {
+    let host = &entry.host_interface_name;
+    if !Path::new("/sys/class/net").join(host).exists() {
+        return Err(Error::Precondition(format!("network device {host:?} is not on this host, or not any more")));
+    }
+    Ok((host.clone(), entry.name.clone()))
 }
 
 fn device(node: &document::DeviceNode) -> Result<(LinuxDevice, String), Error> {
@@ -133,7 +142,7 @@ pub fn apply(spec: &mut Spec, all: &[Edits]) {
             hooks(spec.hooks_mut().get_or_insert_default(), &edits.hooks);
         }
         let owner = spec.process().as_ref().map(|process| process.user().clone()).unwrap_or_default();
-        if !edits.devices.is_empty() || edits.intel_rdt.is_some() {
+        if !edits.devices.is_empty() || edits.intel_rdt.is_some() || !edits.net_devices.is_empty() {
             linux(spec.linux_mut().get_or_insert_with(Linux::default), edits, &owner);
         }
     }
@@ -207,6 +216,11 @@ fn linux(linux: &mut Linux, edits: &Edits, owner: &User) {
         let devices = linux.devices_mut().get_or_insert_default();
         devices.retain(|present| present.path() != device.path());
         devices.push(device);
+    }
+    for (host, name) in &edits.net_devices {
+        let mut device = LinuxNetDevice::default();
+        device.set_name(Some(name.clone()));
+        linux.net_devices_mut().get_or_insert_default().insert(host.clone(), device);
     }
     if let Some(rdt) = &edits.intel_rdt {
         linux.set_intel_rdt(Some(rdt.clone()));

@@ -11,6 +11,7 @@
 use std::path::PathBuf;
 
 use crate::{
+    config::Handler,
     error::Error,
     model::{ContainerSpec, StringMap},
 };
@@ -33,6 +34,17 @@ pub(crate) fn resolve(container: &ContainerSpec, dirs: Option<&[PathBuf]>) -> Re
 /// The same of devices that a plugin asks for by their names.
 pub(crate) fn resolve_named(devices: &[String], dirs: Option<&[PathBuf]>) -> Result<Vec<Edits>, Error> {
     find(&name::requested(devices, &StringMap::new())?, dirs)
+}
+
+/// Fails if devices bring network devices where they cannot be moved into the container.
+pub(crate) fn check(edits: &[Edits], handler: &Handler, host_network: bool) -> Result<(), Error> {
+    let moved = edits.iter().find_map(|edits| edits.net_devices.first().map(|(host, _)| (&edits.device, host)));
+    let Some((device, host)) = moved else { return Ok(()) };
+    let what = format!("CDI device {device}: network device {host:?}");
+    if host_network {
+        return Err(Error::Precondition(format!("{what}: the pod is in the host's network already")));
+    }
+    handler.check_net_devices().map_err(|why| Error::Unsupported(format!("{what}: {why}")))
 }
 
 fn find(names: &[name::Name], dirs: Option<&[PathBuf]>) -> Result<Vec<Edits>, Error> {

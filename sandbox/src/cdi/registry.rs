@@ -55,12 +55,15 @@ pub(crate) fn find(dirs: &[PathBuf], names: &[Name]) -> Result<Vec<Edits>, Error
     let mut found = Vec::new();
     for (name, place) in places {
         let (path, document) = &registry.documents[place.document];
-        let failed = |error: Error| Error::plain(format!("CDI device {name} of {}: {}", path.display(), error.chain()));
+        let failed = |error: Error| {
+            let what = format!("CDI device {name} of {}: {}", path.display(), error.chain());
+            if matches!(error, Error::Precondition(_)) { Error::Precondition(what) } else { Error::plain(what) }
+        };
         if !used.contains(&place.document) {
             used.push(place.document);
-            found.push(Edits::resolve(&document.container_edits).map_err(failed)?);
+            found.push(Edits::resolve(&document.container_edits, name).map_err(failed)?);
         }
-        found.push(Edits::resolve(&document.devices[place.device].container_edits).map_err(failed)?);
+        found.push(Edits::resolve(&document.devices[place.device].container_edits, name).map_err(failed)?);
     }
     Ok(found)
 }

@@ -8,8 +8,12 @@ use std::{
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use super::{document, edits, name::Name, registry};
-use crate::error::Error;
+use super::{check, document, edits, name::Name, registry};
+use crate::{
+    config::{Handler, RuntimeOptions},
+    error::Error,
+    features::Features,
+};
 
 /// A document with one device and these edits of it.
 fn with(version: &str, edits: Value) -> Value {
@@ -76,6 +80,16 @@ fn a_document_is_refused_with_its_reason() {
     refused(&with("0.3.0", json!({"deviceNodes": [{"path": "dev/x"}]})), "path \"dev/x\" is not absolute");
     refused(&with("0.3.0", json!({"deviceNodes": [{"path": "/dev/x", "type": "z"}]})), "type \"z\" is not one of");
     refused(&with("0.3.0", json!({"deviceNodes": [{"path": "/dev/x", "permissions": "rx"}]})), "\"rx\" are not of rwm");
+    let moved = |all: &[[&str; 2]]| {
+        let all = all.iter().map(|[host, name]| json!({"hostInterfaceName": host, "name": name}));
+        with("1.1.0", json!({"netDevices": all.collect::<Vec<_>>()}))
+    };
+    for bad in ["", "..", "a/b", "a b", "sixteen-letters-"] {
+        refused(&moved(&[["eth9", bad]]), &format!("{bad:?} is no name of a network interface"));
+        refused(&moved(&[[bad, "eth9"]]), &format!("{bad:?} is no name of a network interface"));
+    }
+    refused(&moved(&[["a", "x"], ["a", "y"]]), "\"a\" as \"x\" and \"a\" as \"y\" cannot be at once");
+    refused(&moved(&[["a", "x"], ["b", "x"]]), "\"a\" as \"x\" and \"b\" as \"x\" cannot be at once");
     refused(&with("0.3.0", json!({"hooks": [{"hookName": "before", "path": "/x"}]})), "hook \"before\" is not one of");
     refused(&with("0.3.0", json!({"hooks": [{"hookName": "prestart", "path": "x"}]})), "path \"x\" is not absolute");
     refused(&with("0.3.0", json!({"mounts": [{"hostPath": "", "containerPath": "/x"}]})), "are required");
@@ -86,19 +100,19 @@ fn a_document_is_refused_with_its_reason() {
 
 #[test]
 fn a_field_needs_the_version_that_brought_it() {
-    let check = |edits: Value, first: &str, before: &str| {
+    let needs = |edits: Value, first: &str, before: &str| {
         let parse = |version| document::parse(Path::new("x.json"), &with(version, edits.clone()).to_string());
         parse(first).unwrap();
         let error = parse(before).unwrap_err();
         assert!(error.contains("is too low for its fields"), "{error}");
     };
     let mount = |kind: &str| json!({"mounts": [{"hostPath": "/a", "containerPath": "/b", "type": kind}]});
-    check(mount("bind"), "0.4.0", "0.3.0");
-    check(json!({"deviceNodes": [{"path": "/dev/x", "hostPath": "/dev/y"}]}), "0.5.0", "0.4.0");
-    check(json!({"additionalGids": [5]}), "0.7.0", "0.6.0");
-    check(json!({"intelRdt": {"closID": "x", "enableCMT": true}}), "0.8.0", "0.6.0");
-    check(json!({"intelRdt": {"closID": "x", "enableMonitoring": true}}), "1.1.0", "1.0.0");
-    check(json!({"netDevices": [{"hostInterfaceName": "a", "name": "b"}]}), "1.1.0", "1.0.0");
+    needs(mount("bind"), "0.4.0", "0.3.0");
+    needs(json!({"deviceNodes": [{"path": "/dev/x", "hostPath": "/dev/y"}]}), "0.5.0", "0.4.0");
+    needs(json!({"additionalGids": [5]}), "0.7.0", "0.6.0");
+    needs(json!({"intelRdt": {"closID": "x", "enableCMT": true}}), "0.8.0", "0.6.0");
+    needs(json!({"intelRdt": {"closID": "x", "enableMonitoring": true}}), "1.1.0", "1.0.0");
+    needs(json!({"netDevices": [{"hostInterfaceName": "a", "name": "b"}]}), "1.1.0", "1.0.0");
     let digit = |version: &str| {
         let text = json!({"cdiVersion": version, "kind": "v/c.d", "devices": [{"name": "0", "containerEdits": {"env": ["A=1"]}}]});
         document::parse(Path::new("x.json"), &text.to_string())
@@ -233,5 +247,26 @@ fn a_node_that_the_host_has_not_and_one_of_another_type_are_named() {
         "v.json",
         &with("1.1.0", json!({"netDevices": [{"hostInterfaceName": "eth9", "name": "eth0"}]})).to_string(),
     );
-    assert!(dirs.refused(&["v/c=d"]).contains("moving \"eth9\" into the container is not supported"));
+    let refused = dirs.refused(&["v/c=d"]);
+    assert_eq!(refused, "CDI device v/c=d of ETC/v.json: network device \"eth9\" is not on this host, or not any more");
+}
+
+#[test]
+fn network_devices_are_moved_by_runtimes_that_can_into_pods_with_a_network_of_their_own() {
+    let dirs = Dirs::new();
+    let moved = json!({"netDevices": [{"hostInterfaceName": "lo", "name": "given0"}]});
+    dirs.write(0, "v.json", &with("1.1.0", moved).to_string());
+    let spec = applied(&dirs.dirs, &["v/c=d"], minimal()).unwrap();
+    assert_eq!(spec["linux"]["netDevices"], json!({"lo": {"name": "given0"}}));
+    let found = registry::find(&dirs.dirs, &names(&["v/c=d"])).unwrap();
+    let able =
+        |net_devices: bool| Handler { features: Features { net_devices, ..Features::default() }, ..Handler::default() };
+    check(&found, &able(true), false).unwrap();
+    let what = "CDI device v/c=d: network device \"lo\": ";
+    let refused = check(&found, &able(true), true).unwrap_err().to_string();
+    assert_eq!(refused, format!("{what}the pod is in the host's network already"));
+    let refused = check(&found, &able(false), false).unwrap_err().to_string();
+    assert!(refused.starts_with(&format!("{what}the OCI runtime runc cannot move network devices")), "{refused}");
+    check(&found, &Handler { options: RuntimeOptions::None, ..able(false) }, false).unwrap();
+    check(&[], &able(false), true).unwrap();
 }

@@ -24,7 +24,7 @@ use super::{
         Container, ContainerAdjustment, ContainerEvent, ContainerUpdate, CreateContainerResponse, Empty, Event,
         LinuxResources, PluginInstance, PodSandbox, StopContainerResponse, UpdateContainerRequest,
         UpdateContainerResponse, UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest,
-        ValidateContainerAdjustmentResponse,
+        ValidateContainerAdjustmentResponse, removed,
     },
     spec::{self, HostLimits},
     validator,
@@ -382,9 +382,21 @@ impl Adjustment {
         self.0.cdi_devices.iter().map(|device| device.name.clone()).collect()
     }
 
-    /// All but CDI devices.
-    pub(crate) fn apply(&self, spec: &mut Value, host: HostLimits) -> Result<(), Error> {
-        spec::apply(&self.0, spec, host)
+    /// The class of block I/O, by name.
+    pub(crate) fn block_io_class(&self) -> Option<&str> {
+        let class = self.0.linux.as_ref()?.resources.as_ref()?.blockio_class.as_ref()?;
+        Some(class.value.as_str()).filter(|class| !class.is_empty())
+    }
+
+    /// A network device of the host that is to be moved into the container.
+    pub(crate) fn net_device(&self) -> Option<&str> {
+        let devices = &self.0.linux.as_ref()?.net_devices;
+        devices.keys().find(|name| removed(name).is_none()).map(String::as_str)
+    }
+
+    /// All but CDI devices, with what its class of block I/O is.
+    pub(crate) fn apply(&self, spec: &mut Value, host: HostLimits, block_io: Option<Value>) -> Result<(), Error> {
+        spec::apply(&self.0, spec, host, block_io)
     }
 
     /// The limits that they have set, as far as CRI can tell them.

@@ -213,11 +213,8 @@ pub(super) fn of_spec(spec: &Value) -> Option<LinuxResources> {
 }
 
 /// Sets a plugin's limits in the `linux.resources` of an OCI spec. `swap`: the host can limit it, and then a memory limit
-/// is one for both unless the plugin says otherwise, as with CRI's limits.
-pub(crate) fn apply(limits: &LinuxResources, into: &mut Value, swap: bool) -> Result<(), Error> {
-    if let Some(class) = limits.blockio_class.as_ref().filter(|class| !class.value.is_empty()) {
-        return Err(Error::Unsupported(format!("NRI: block IO class {:?}: classes are not supported", class.value)));
-    }
+/// is one for both unless the plugin says otherwise, as with CRI's limits. Classes are left to who creates the container.
+pub(crate) fn apply(limits: &LinuxResources, into: &mut Value, swap: bool) {
     let cpu = limits.cpu.as_ref().map(|cpu| {
         let mut set = Map::new();
         put(&mut set, "shares", cpu.shares.map(|v| v.value));
@@ -267,12 +264,6 @@ pub(crate) fn apply(limits: &LinuxResources, into: &mut Value, swap: bool) -> Re
     if let Some(pids) = &limits.pids {
         into["pids"]["limit"] = json!(pids.limit);
     }
-    if limits.blockio_class.is_some()
-        && let Some(object) = into.as_object_mut()
-    {
-        object.remove("blockIO");
-    }
-    Ok(())
 }
 
 /// The list under `key`, which is made if there is none.

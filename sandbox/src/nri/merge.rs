@@ -37,6 +37,9 @@ pub(crate) struct Creation {
 
 impl Creation {
     pub(crate) fn new(container: Container) -> Creation {
+        let mut container = container;
+        // As every later plugin is shown it, whether there are hooks or not.
+        container.hooks.get_or_insert_default();
         Creation { container, ..Creation::default() }
     }
 

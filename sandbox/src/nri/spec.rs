@@ -24,8 +24,13 @@ pub(crate) struct HostLimits {
     pub(crate) lowest_oom_score_adj: i32,
 }
 
-/// Applies everything but CDI devices, which the caller resolves before.
-pub(crate) fn apply(adjust: &ContainerAdjustment, spec: &mut Value, host: HostLimits) -> Result<(), Error> {
+/// Applies everything but CDI devices. These, and the class of block I/O, the caller resolves before.
+pub(crate) fn apply(
+    adjust: &ContainerAdjustment,
+    spec: &mut Value,
+    host: HostLimits,
+    block_io: Option<Value>,
+) -> Result<(), Error> {
     map(&mut spec["annotations"], adjust.annotations.iter().map(|(name, value)| (name.as_str(), json!(value))));
     env(&adjust.env, &mut spec["process"]);
     if !adjust.args.is_empty() {
@@ -35,7 +40,7 @@ pub(crate) fn apply(adjust: &ContainerAdjustment, spec: &mut Value, host: HostLi
         add_hooks(hooks, spec);
     }
     if let Some(adjust) = &adjust.linux {
-        linux(adjust, spec, host)?;
+        linux(adjust, spec, host, block_io)?;
     }
     mounts(&adjust.mounts, spec)?;
     for limit in &adjust.rlimits {
@@ -103,7 +108,12 @@ fn hook(hook: &Hook) -> Value {
     Value::Object(written)
 }
 
-fn linux(adjust: &LinuxContainerAdjustment, spec: &mut Value, host: HostLimits) -> Result<(), Error> {
+fn linux(
+    adjust: &LinuxContainerAdjustment,
+    spec: &mut Value,
+    host: HostLimits,
+    block_io: Option<Value>,
+) -> Result<(), Error> {
     for device in &adjust.devices {
         set_device(device, &mut spec["linux"])?;
     }
@@ -142,7 +152,11 @@ fn linux(adjust: &LinuxContainerAdjustment, spec: &mut Value, host: HostLimits) 
         spec["linux"]["memoryPolicy"] = memory_policy(policy)?;
     }
     if let Some(resources) = &adjust.resources {
-        limits::apply(resources, &mut spec["linux"]["resources"], host.swap)?;
+        limits::apply(resources, &mut spec["linux"]["resources"], host.swap);
+        if resources.blockio_class.is_some() {
+            // An empty class takes away what an annotation has given.
+            set(&mut spec["linux"]["resources"], "blockIO", block_io);
+        }
         if let Some(class) = &resources.rdt_class {
             set(&mut spec["linux"], "intelRdt", (!class.value.is_empty()).then(|| json!({"closID": class.value})));
         }

@@ -31,6 +31,12 @@ pub(crate) struct LimitChange {
 impl LimitChange {
     /// What a plugin says.
     pub(crate) fn by_plugin(limits: LinuxResources) -> Result<LimitChange, Error> {
+        if limits.blockio_class.is_some() || limits.rdt_class.is_some() {
+            // As with containerd; no OCI runtime could change all of what a class says.
+            tracing::warn!(
+                "an NRI plugin gives a class of block IO or RDT to a container that exists: it has no effect"
+            );
+        }
         Ok(LimitChange { request: limits::to_request(&limits)?, by_plugin: Some(limits), unasked: false })
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use crate::{
+    glob,
     model::{ContainerSpec, Id, Image, PodSpec, StringMap},
     oci::HandlerOptions,
 };
@@ -52,20 +53,22 @@ fn common(found: &mut HashMap<String, String>, kind: &str, sandbox_id: &Id, pod:
 }
 
 fn passed_on(annotations: &StringMap, globs: &[String]) -> HashMap<String, String> {
-    let passes = |name: &str| globs.iter().any(|glob| matches(glob.as_bytes(), name.as_bytes()));
+    let passes = |name: &str| globs.iter().any(|glob| glob::matches(glob, name));
     annotations.iter().filter(|(name, _)| passes(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// Shell globs as far as configurations use them: `*` is any text without a slash, `?` one such character.
-fn matches(glob: &[u8], name: &[u8]) -> bool {
-    match (glob.split_first(), name.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), Some((first, after))) => matches(rest, name) || (*first != b'/' && matches(glob, after)),
-        (Some((b'*', rest)), None) => matches(rest, name),
-        (Some((b'?', rest)), Some((first, after))) => *first != b'/' && matches(rest, after),
-        (Some((wanted, rest)), Some((first, after))) => wanted == first && matches(rest, after),
-        (None, Some(_)) | (Some(_), None) => false,
-    }
+/// The class of block I/O or RDT (`kind`: `blockio`, `rdt`) that annotations give to a container, with the annotation's
+/// name: the container's own first, then what the pod's say of this container, then of all. An empty one is none.
+///
+/// Source: goresctrl's `ContainerClassFromAnnotations`, which containerd uses.
+pub(crate) fn class(kind: &str, container: &str, own: &StringMap, of_pod: &StringMap) -> Option<(String, String)> {
+    let candidates = [
+        (own, format!("{PREFIX}.{kind}-class")),
+        (of_pod, format!("{kind}.resources.beta.kubernetes.io/container.{container}")),
+        (of_pod, format!("{kind}.resources.beta.kubernetes.io/pod")),
+    ];
+    let found = candidates.into_iter().find_map(|(all, name)| all.get(&name).map(|class| (name, class.clone())));
+    found.filter(|(_, class)| !class.is_empty())
 }
 
 #[cfg(test)]
@@ -80,5 +83,26 @@ mod tests {
         let mut names: Vec<&str> = passed.keys().map(String::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["io.kata/x", "other"]);
+    }
+
+    #[test]
+    fn a_class_is_the_containers_own_or_the_pods_for_it_or_for_all() {
+        let own = ("io.kubernetes.cri.blockio-class", "own");
+        let named = ("blockio.resources.beta.kubernetes.io/container.app", "named");
+        let all = ("blockio.resources.beta.kubernetes.io/pod", "all");
+        let other = ("blockio.resources.beta.kubernetes.io/container.other", "other");
+        let check = |container: &[(&str, &str)], pod: &[(&str, &str)], expected: Option<(&str, &str)>| {
+            let map = |all: &[(&str, &str)]| -> StringMap {
+                all.iter().map(|(name, class)| ((*name).into(), (*class).into())).collect()
+            };
+            let expected = expected.map(|(name, class)| (name.to_owned(), class.to_owned()));
+            assert_eq!(class("blockio", "app", &map(container), &map(pod)), expected);
+        };
+        check(&[own], &[named, all], Some(own));
+        check(&[], &[all, named, other], Some(named));
+        check(&[], &[all, other], Some(all));
+        check(&[], &[other], None);
+        check(&[(own.0, "")], &[all], None);
+        check(&[named], &[], None);
     }
 }

@@ -57,12 +57,11 @@ fn check(input: &ContainerInput<'_>) -> Result<(), Error> {
             "mount {at}: uid_mappings and gid_mappings: the runtime or the kernel has no mapped mounts"
         )));
     }
-    let class =
-        |prefix: &str, ignored: bool| container.annotations.keys().find(|name| name.starts_with(prefix) && !ignored);
-    let classes = class("blockio.resources.beta.kubernetes.io/", input.handler.ignore_blockio)
-        .or(class("rdt.resources.beta.kubernetes.io/", input.handler.ignore_rdt));
-    if let Some(name) = classes {
-        return Err(Error::Unsupported(format!("annotation {name}: block IO and RDT classes are not supported")));
+    let rdt = annotations::class("rdt", &container.name.name, &container.annotations, &input.pod.annotations);
+    if let Some((name, class)) = rdt
+        && !input.handler.ignore_rdt
+    {
+        return Err(Error::Unsupported(format!("annotation {name}: RDT class {class:?}: classes are not supported")));
     }
     Ok(())
 }

@@ -2,11 +2,13 @@
 
 use std::{fs, sync::Arc};
 
+use oci_spec::runtime::LinuxBlockIo;
+
 use crate::{
     Error, apparmor, bundle, cdi, image_volumes,
-    model::{ContainerState, ContainerUser, Id, Resources, VolumeMount},
+    model::{ContainerSpec, ContainerState, ContainerUser, Id, Resources, VolumeMount},
     nri::{Adjustment, HostLimits},
-    oci::{self, ContainerInput, devices, mounts, seccomp},
+    oci::{self, ContainerInput, HandlerOptions, devices, mounts, seccomp},
     ops::{Undone, update_container::merge},
     record::{ContainerRecord, PodRecord},
     selinux,
@@ -72,9 +74,9 @@ async fn adjust(
     let adjustment = world.nri.create_container(operation, pod, container, &created.oci_spec).await?;
     let Some(adjustment) = adjustment else { return Ok(created) };
     let limits = adjustment.limits()?.map(|limits| merge(&container.spec.resources, &limits));
-    let (on, id) = (Arc::clone(world), container.id.clone());
+    let (on, of, id) = (Arc::clone(world), pod.clone(), container.id.clone());
     let applied = operation.blocking(move || {
-        let oci_spec = apply(&on, &id, &adjustment, created.oci_spec)?;
+        let oci_spec = apply(&on, &of, &id, &adjustment, created.oci_spec)?;
         Ok(Created { oci_spec, limits, ..created })
     });
     applied.await
@@ -83,19 +85,27 @@ async fn adjust(
 /// Puts what plugins want into the spec and into the bundle. Blocks.
 fn apply(
     world: &World,
+    pod: &PodRecord,
     id: &Id,
     adjustment: &Adjustment,
     mut spec: serde_json::Value,
 ) -> Result<serde_json::Value, Error> {
     let failed = |error| Error::failed(format!("change the OCI spec of {id}"), error);
     let cdi_devices = cdi::resolve_named(&adjustment.cdi_devices(), world.config.cdi_spec_dirs.as_deref())?;
+    cdi::check(&cdi_devices, world.handler(&pod.handler)?, pod.host_network())?;
     if !cdi_devices.is_empty() {
         let mut typed = serde_json::from_value(spec).map_err(failed)?;
         cdi::apply(&mut typed, &cdi_devices);
         spec = serde_json::to_value(typed).map_err(failed)?;
     }
     let host = HostLimits { swap: world.host.swap, lowest_oom_score_adj: world.host.lowest_oom_score_adj };
-    adjustment.apply(&mut spec, host)?;
+    if let Some(device) = adjustment.net_device() {
+        let able = world.handler(&pod.handler)?.check_net_devices();
+        able.map_err(|why| Error::Unsupported(format!("NRI: network device {device:?}: {why}")))?;
+    }
+    let block_io = adjustment.block_io_class().map(|class| world.block_io.resolve(class)).transpose()?;
+    let block_io = block_io.map(serde_json::to_value).transpose().map_err(failed)?;
+    adjustment.apply(&mut spec, host, block_io)?;
     bundle::rewrite_config(world, id, &spec)?;
     Ok(spec)
 }
@@ -113,6 +123,8 @@ fn make(
     let mut resolved = mounts::resolve_sources(&request.mounts)?;
     let devices = devices::resolve(request, &handler)?;
     let cdi_devices = cdi::resolve(request, world.config.cdi_spec_dirs.as_deref())?;
+    cdi::check(&cdi_devices, world.handler(&pod.handler)?, pod.host_network())?;
+    let block_io = block_io(world, pod, request, &handler)?;
     let profile = seccomp::read_profile(&request.seccomp)?;
     if let Some(profile) = oci::apparmor::of_container(&request.apparmor, request.privileged, &world.host)? {
         apparmor::ready(&profile)?;
@@ -153,11 +165,32 @@ fn make(
         seccomp: profile.as_ref(),
     })?;
     cdi::apply(&mut spec, &cdi_devices);
+    if let Some(block_io) = block_io {
+        let linux = spec.linux_mut().get_or_insert_default();
+        linux.resources_mut().get_or_insert_default().set_block_io(Some(block_io));
+    }
     if let Some(labels) = labels.filter(|_| !request.privileged) {
         selinux::apply(&mut spec, labels);
     }
     let oci_spec = bundle::write_config(world, id, &spec)?;
     Ok(Created { user, oci_spec, limits: None })
+}
+
+/// The class of block I/O that annotations give to the container. Blocks.
+fn block_io(
+    world: &World,
+    pod: &PodRecord,
+    container: &ContainerSpec,
+    handler: &HandlerOptions,
+) -> Result<Option<LinuxBlockIo>, Error> {
+    let (own, of_pod) = (&container.annotations, &pod.spec.annotations);
+    let class = oci::annotations::class("blockio", &container.name.name, own, of_pod);
+    let Some((name, class)) = class else { return Ok(None) };
+    if handler.ignore_blockio && !world.block_io.are_on() {
+        return Ok(None);
+    }
+    let resolved = world.block_io.resolve(&class);
+    resolved.map(Some).map_err(|error| Error::Precondition(format!("annotation {name}: {error}")))
 }
 
 /// The container's SELinux labels, known to the policy, with those volumes relabelled that ask for it.

@@ -38,7 +38,7 @@ impl Updated {
         let stored = stored.ok_or_else(|| Error::plain(format!("container {} has no resources", container.id)))?;
         set_all(stored, limits);
         if let Some(limits) = &change.by_plugin {
-            nri::apply_limits(limits, stored, host.swap)?;
+            nri::apply_limits(limits, stored, host.swap);
         }
         Ok(Updated { limits: merged, oci_spec })
     }

@@ -31,7 +31,7 @@ fn map(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
 /// Asserts what the spec has at each place; `null` is that nothing is there.
 fn check(adjust: ContainerAdjustment, expected: &[(&str, Value)]) {
     let mut adjusted = spec();
-    apply(&adjust, &mut adjusted, HOST).unwrap();
+    apply(&adjust, &mut adjusted, HOST, None).unwrap();
     for (place, value) in expected {
         assert_eq!(adjusted.pointer(place).unwrap_or(&Value::Null), value, "{place} of {adjusted:#}");
     }
@@ -49,7 +49,7 @@ fn entry(key: &str, value: &str) -> KeyValue {
 fn nothing_adjusted_changes_nothing() {
     let mut adjusted = spec();
     let nothing = ContainerAdjustment { linux: Some(LinuxContainerAdjustment::default()), ..Default::default() };
-    apply(&nothing, &mut adjusted, HOST).unwrap();
+    apply(&nothing, &mut adjusted, HOST, None).unwrap();
     assert_eq!(adjusted, spec());
 }
 
@@ -103,7 +103,7 @@ fn mounts_replace_by_destination_parents_first_and_carry_propagation_to_the_root
         ],
     );
     let relative = ContainerAdjustment { mounts: vec![mount("data", &[])], ..Default::default() };
-    let error = apply(&relative, &mut spec(), HOST).unwrap_err();
+    let error = apply(&relative, &mut spec(), HOST, None).unwrap_err();
     assert_eq!(error.to_string(), "NRI: mount \"data\": the destination is not absolute");
 }
 
@@ -161,7 +161,7 @@ fn a_device_is_a_node_and_a_rule_by_its_mode() {
     let wrong = LinuxDevice { path: "/dev/x".into(), r#type: "x".into(), ..LinuxDevice::default() };
     let adjust = LinuxContainerAdjustment { devices: vec![wrong], ..Default::default() };
     let adjust = ContainerAdjustment { linux: Some(adjust), ..Default::default() };
-    let error = apply(&adjust, &mut spec(), HOST).unwrap_err();
+    let error = apply(&adjust, &mut spec(), HOST, None).unwrap_err();
     assert_eq!(error.to_string(), "NRI: device /dev/x: type \"x\" is not one of b, c, u, p");
 }
 
@@ -199,11 +199,27 @@ fn limits_are_set_beside_those_that_stay() {
         ],
     );
     let mut without_swap = spec();
-    limits::apply(&resources, &mut without_swap["linux"]["resources"], false).unwrap();
+    limits::apply(&resources, &mut without_swap["linux"]["resources"], false);
     assert_eq!(without_swap["linux"]["resources"]["memory"]["swap"], Value::Null);
-    let class = LinuxResources { blockio_class: Some(OptionalString { value: "slow".into() }), ..Default::default() };
-    let error = limits::apply(&class, &mut json!({}), true).unwrap_err();
-    assert_eq!(error.to_string(), "NRI: block IO class \"slow\": classes are not supported");
+}
+
+#[test]
+fn a_class_of_block_io_takes_the_place_of_an_earlier_one_and_an_empty_one_takes_it_away() {
+    let adjust = |class: Option<&str>| {
+        let blockio_class = class.map(|class| OptionalString { value: class.into() });
+        let resources = Some(LinuxResources { blockio_class, ..LinuxResources::default() });
+        let linux = Some(LinuxContainerAdjustment { resources, ..Default::default() });
+        ContainerAdjustment { linux, ..Default::default() }
+    };
+    let check = |class: Option<&str>, resolved: Option<Value>, expected: Value| {
+        let mut adjusted = spec();
+        adjusted["linux"]["resources"]["blockIO"] = json!({"weight": 10});
+        apply(&adjust(class), &mut adjusted, HOST, resolved).unwrap();
+        assert_eq!(adjusted["linux"]["resources"]["blockIO"], expected);
+    };
+    check(Some("fast"), Some(json!({"weight": 500})), json!({"weight": 500}));
+    check(Some(""), None, Value::Null);
+    check(None, None, json!({"weight": 10}));
 }
 
 #[test]
@@ -251,7 +267,7 @@ fn the_rest_of_linux_is_set_and_removed() {
     );
     let none = LinuxContainerAdjustment { scheduler: Some(LinuxScheduler::default()), ..Default::default() };
     let none = ContainerAdjustment { linux: Some(none), ..Default::default() };
-    assert_eq!(apply(&none, &mut spec(), HOST).unwrap_err().to_string(), "NRI: scheduler: 0 is no policy");
+    assert_eq!(apply(&none, &mut spec(), HOST, None).unwrap_err().to_string(), "NRI: scheduler: 0 is no policy");
 }
 
 #[test]
