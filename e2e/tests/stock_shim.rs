@@ -2,13 +2,16 @@
 //!
 //! `WINDLASS_STOCK_SHIM` names another one than that of Debian's containerd package.
 
+#![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
+
 use std::{fs, path::Path};
 
 use api::cri::{self, ContainerState, PodSandboxState};
 use windlass_e2e::{
-    client::{container, program},
+    client::{Client, container, program},
     crilog::LogLine,
     node::{BUSYBOX, PROBE, TestNode},
+    streams::{Channels, SUCCESS, Spdy},
     wait::{self, SOON},
 };
 
@@ -161,6 +164,188 @@ async fn privileged_a_container_that_runs_out_of_memory_says_so_on_a_stock_shim(
     client.start(&greedy).await.unwrap();
     let ended = client.exited(&greedy).await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+/// The URL for an attach with stdin and stdout.
+async fn attach(client: &Client, id: &str, tty: bool) -> String {
+    let request = cri::AttachRequest { container_id: id.into(), stdin: true, stdout: true, tty, stderr: false };
+    client.runtime.clone().attach(request).await.unwrap().into_inner().url
+}
+
+/// The same for an exec, which has a stderr as well if it has no terminal.
+async fn exec(client: &Client, id: &str, command: &[&str], tty: bool) -> String {
+    let cmd = command.iter().map(|&word| word.to_owned()).collect();
+    let request = cri::ExecRequest { container_id: id.into(), cmd, tty, stdin: true, stdout: true, stderr: !tty };
+    client.runtime.clone().exec(request).await.unwrap().into_inner().url
+}
+
+/// Opens the streams in this order and gives their ids.
+async fn open<const N: usize>(spdy: &mut Spdy, kinds: [&str; N]) -> [u32; N] {
+    let mut ids = [0; N];
+    for (id, kind) in ids.iter_mut().zip(kinds) {
+        *id = spdy.open(kind).await;
+    }
+    ids
+}
+
+/// Reads on until a stream has said this much.
+async fn hear(spdy: &mut Spdy, id: u32, text: &str) {
+    let mut heard = String::new();
+    while !heard.contains(text) {
+        let (stream, data) = spdy.next().await.unwrap_or_else(|| panic!("the end came after {heard:?}"));
+        if stream == id {
+            heard.push_str(&String::from_utf8_lossy(&data));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_who_attaches_to_a_stock_shim_is_heard_and_may_end_its_input() {
+    let Some(node) = node().await else { return };
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let pod_config = node.pod("stock");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let mut config = container("once", BUSYBOX, &["sh", "-c", "cat; echo the end; exit 4"]);
+    (config.stdin, config.stdin_once) = (true, true);
+    let once = client.create(&pod, &config, &pod_config).await.unwrap();
+    client.start(&once).await.unwrap();
+    let mut spdy = Spdy::connect(&attach(&client, &once, false).await).await;
+    let [error, stdin, stdout] = open(&mut spdy, ["error", "stdin", "stdout"]).await;
+    spdy.data(stdin, b"hello\n", false).await;
+    hear(&mut spdy, stdout, "hello\n").await;
+    // The log is another file after a rotation, and who is attached notices nothing.
+    let log = node.path("logs").join("stock/once.log");
+    wait::until_ok("the line is logged", SOON, || match node.log_of("stock", "once") {
+        lines if lines == [LogLine::new("stdout", "hello")] => Ok(()),
+        lines => Err(format!("{lines:?}")),
+    })
+    .await;
+    fs::rename(&log, log.with_extension("1")).unwrap();
+    client.reopen_log(&once).await.unwrap();
+    spdy.data(stdin, b"again\n", false).await;
+    hear(&mut spdy, stdout, "again\n").await;
+    spdy.data(stdin, b"", true).await;
+    let heard = spdy.rest().await;
+    assert_eq!((heard[&stdout].as_slice(), heard[&error].as_slice()), (&b"the end\n"[..], SUCCESS));
+    assert_eq!(client.exited(&once).await.exit_code, 4);
+    let logged = ["again", "the end"].map(|text| LogLine::new("stdout", text));
+    assert_eq!(node.log_of("stock", "once"), logged);
+
+    // Without stdin_once the input goes on for whoever comes next.
+    let mut config = container("lasting", BUSYBOX, &["cat"]);
+    config.stdin = true;
+    let lasting = client.create(&pod, &config, &pod_config).await.unwrap();
+    client.start(&lasting).await.unwrap();
+    for word in ["first\n", "second\n"] {
+        let mut channels = Channels::connect(&attach(&client, &lasting, false).await, "v5.channel.k8s.io").await;
+        channels.send(0, word.as_bytes()).await;
+        let mut heard = Vec::new();
+        while !heard.ends_with(word.as_bytes()) {
+            heard.extend(channels.next().await.expect("the container runs").1);
+        }
+        // Closed by a message, and then by its leaving.
+        channels.send(255, &[0]).await;
+    }
+    let waiting = [LogLine::new("stdout", "first"), LogLine::new("stdout", "second")];
+    assert_eq!(node.log_of("stock", "lasting"), waiting);
+    assert_eq!(client.status(&lasting).await.unwrap().state(), ContainerState::ContainerRunning);
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_execs_on_a_stock_shim_take_input_to_its_end_and_tell_their_exit() {
+    let Some(node) = node().await else { return };
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let pod_config = node.pod("stock");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let app = client.create(&pod, &container("app", BUSYBOX, &["sleep", "1000"]), &pod_config).await.unwrap();
+    client.start(&app).await.unwrap();
+    // More than the FIFO holds, both ways.
+    let input: Vec<u8> = (0..300_000u32).map(|n| b'a' + (n % 26) as u8).collect();
+    let command = ["sh", "-c", "cat; echo done >&2; exit 3"];
+
+    let mut spdy = Spdy::connect(&exec(&client, &app, &command, false).await).await;
+    let [error, stdin, stdout, stderr] = open(&mut spdy, ["error", "stdin", "stdout", "stderr"]).await;
+    let mut back = Vec::new();
+    for part in input.chunks(30_000) {
+        spdy.data(stdin, part, false).await;
+        // What comes back is read between: a client that only writes waits for itself.
+        while back.len() + 10_000 < part.len() {
+            let (stream, data) = spdy.next().await.expect("it has not ended");
+            assert_eq!(stream, stdout);
+            back.extend(data);
+        }
+    }
+    spdy.data(stdin, b"", true).await;
+    let heard = spdy.rest().await;
+    back.extend(&heard[&stdout]);
+    assert!(back == input, "{} bytes came back of {}", back.len(), input.len());
+    assert_eq!(heard[&stderr], b"done\n");
+    let told: serde_json::Value = serde_json::from_slice(&heard[&error]).unwrap();
+    assert_eq!((&told["reason"], &told["details"]["causes"][0]["message"]), (&"NonZeroExitCode".into(), &"3".into()));
+
+    let mut channels = Channels::connect(&exec(&client, &app, &command, false).await, "v5.channel.k8s.io").await;
+    channels.send(0, b"by WebSocket").await;
+    channels.send(255, &[0]).await;
+    let heard = channels.rest().await;
+    assert_eq!((heard[&1].as_slice(), heard[&2].as_slice()), (&b"by WebSocket"[..], &b"done\n"[..]));
+    let told: serde_json::Value = serde_json::from_slice(&heard[&3]).unwrap();
+    assert_eq!(told["details"]["causes"][0]["message"], "3");
+
+    let bundle = node.path("state/io.containerd.runtime.v2.task/k8s.io").join(&app);
+    wait::until_ok("the execs' files are gone", SOON, || {
+        let names = fs::read_dir(&bundle).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let left: Vec<String> = names.filter(|name| name.starts_with(".exec")).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_terminals_on_a_stock_shim_have_the_size_of_their_client() {
+    let Some(node) = node().await else { return };
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let pod_config = node.pod("stock");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let mut config = container("shell", BUSYBOX, &["sh"]);
+    (config.stdin, config.tty) = (true, true);
+    let shell = client.create(&pod, &config, &pod_config).await.unwrap();
+    client.start(&shell).await.unwrap();
+
+    let mut spdy = Spdy::connect(&attach(&client, &shell, true).await).await;
+    let [_, stdin, stdout, resize] = open(&mut spdy, ["error", "stdin", "stdout", "resize"]).await;
+    for (width, height) in [(101, 41), (102, 42)] {
+        let size = format!("{{\"Width\":{width},\"Height\":{height}}}");
+        spdy.data(resize, size.as_bytes(), false).await;
+        // The streams are independent, so the size may come after what asks for it.
+        let ask =
+            format!("until stty size 2>/dev/null | grep -x '{height} {width}'; do sleep 0.05; done; echo it''is\n");
+        spdy.data(stdin, ask.as_bytes(), false).await;
+        hear(&mut spdy, stdout, "itis").await;
+    }
+    drop(spdy);
+
+    let command = ["sh", "-c", "until stty size 2>/dev/null | grep -x '43 103'; do sleep 0.05; done; exit 5"];
+    let mut channels = Channels::connect(&exec(&client, &shell, &command, true).await, "v5.channel.k8s.io").await;
+    channels.send(4, br#"{"Width":103,"Height":43}"#).await;
+    let heard = channels.rest().await;
+    assert_eq!(String::from_utf8_lossy(&heard[&1]), "43 103\r\n");
+    let told: serde_json::Value = serde_json::from_slice(&heard[&3]).unwrap();
+    assert_eq!(told["details"]["causes"][0]["message"], "5");
+    let answer = client.exec(&shell, &["echo", "beside it"], 0).await.unwrap();
+    assert_eq!((answer.stdout.as_slice(), answer.exit_code), (&b"beside it\n"[..], 0));
+    // A terminal has one output, and all of it is in the log.
+    let logged = node.log_of("stock", "shell");
+    assert!(logged.iter().all(|line| line.stream == "stdout"), "{logged:?}");
+    assert!(logged.iter().any(|line| line.text.trim_end() == "42 102"), "{logged:?}");
     node.remove_all_pods().await;
     node.finish().await;
 }
