@@ -9,6 +9,8 @@ use rustix::thread::CapabilitySet;
 
 use crate::error::Error;
 
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// Which cgroup hierarchies are mounted below `/sys/fs/cgroup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupMode {
@@ -16,6 +18,36 @@ pub enum CgroupMode {
     /// Version 1 controllers with an (uncontrolled) version 2 hierarchy beside them.
     Hybrid,
     V2,
+}
+
+/// What becomes of limits of huge pages that a container asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    /// Pages of these sizes can be limited, named as the cgroups' files name them: `2MB`.
+    Limited(Vec<String>),
+    /// The limits are left out.
+    PassedOver,
+    /// The container is refused.
+    Refused,
+}
+
+impl HugePages {
+    /// As configured: left out everywhere, or, where the host cannot limit them, left out only if that is tolerated.
+    pub(crate) fn configured(self, disabled: bool, tolerate_missing: bool) -> HugePages {
+        match self {
+            _ if disabled => HugePages::PassedOver,
+            HugePages::Limited(sizes) => HugePages::Limited(sizes),
+            HugePages::PassedOver | HugePages::Refused if tolerate_missing => HugePages::PassedOver,
+            HugePages::PassedOver | HugePages::Refused => HugePages::Refused,
+        }
+    }
+
+    fn read(mode: CgroupMode) -> HugePages {
+        match has_controller(Path::new(CGROUPS), mode, "hugetlb") {
+            true => HugePages::Limited(huge_page_sizes(Path::new("/sys/kernel/mm/hugepages"))),
+            false => HugePages::PassedOver,
+        }
+    }
 }
 
 /// The host as a container's spec sees it.
@@ -33,10 +65,7 @@ pub struct Host {
     pub capabilities: Vec<Capability>,
     /// The lowest `oom_score_adj` that a child of ours may be given; −1000 with CAP_SYS_RESOURCE on the host.
     pub lowest_oom_score_adj: i32,
-    /// Huge pages can be limited.
-    pub hugetlb: bool,
-    /// They cannot, and a container that asks for it is to be refused instead of made without.
-    pub hugetlb_required: bool,
+    pub huge_pages: HugePages,
     /// Swap is accounted, so `memory.swap` can be set.
     pub swap: bool,
 }
@@ -45,7 +74,7 @@ impl Host {
     /// Reads all facts. Logs once what this host cannot give.
     pub fn read() -> Result<Host, Error> {
         let uname = rustix::system::uname();
-        let cgroup = cgroup_mode(Path::new("/sys/fs/cgroup"));
+        let cgroup = cgroup_mode(Path::new(CGROUPS));
         let host = Host {
             hostname: uname.nodename().to_string_lossy().into_owned(),
             kernel: kernel(),
@@ -54,8 +83,7 @@ impl Host {
             apparmor: apparmor(),
             capabilities: bounding_set()?,
             lowest_oom_score_adj: lowest_oom_score_adj()?,
-            hugetlb: has_controller(cgroup, "hugetlb"),
-            hugetlb_required: false,
+            huge_pages: HugePages::read(cgroup),
             swap: has_swap_accounting(cgroup),
         };
         if host.lowest_oom_score_adj > -1000 {
@@ -88,12 +116,31 @@ fn cgroup_mode(root: &Path) -> CgroupMode {
     }
 }
 
-fn has_controller(mode: CgroupMode, name: &str) -> bool {
+/// A controller of version 1 counts where it is mounted, not where there is a directory for it.
+fn has_controller(root: &Path, mode: CgroupMode, name: &str) -> bool {
     match mode {
-        CgroupMode::V2 => fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+        CgroupMode::V2 => fs::read_to_string(root.join("cgroup.controllers"))
             .is_ok_and(|controllers| controllers.split_whitespace().any(|controller| controller == name)),
-        CgroupMode::V1 | CgroupMode::Hybrid => Path::new("/sys/fs/cgroup").join(name).is_dir(),
+        CgroupMode::V1 | CgroupMode::Hybrid => root.join(name).join("cgroup.procs").exists(),
     }
+}
+
+/// The sizes that the kernel has, from directories such as `hugepages-2048kB`, in order of their names.
+fn huge_page_sizes(pages: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(pages) else { return Vec::new() };
+    let kib = |entry: std::io::Result<fs::DirEntry>| -> Option<u64> {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()
+    };
+    let mut sizes: Vec<u64> = entries.filter_map(kib).collect();
+    sizes.sort_unstable();
+    // As the kernel's hugetlb controller names its files (mm/hugetlb_cgroup.c, mem_fmt).
+    let name = |kib: u64| match kib {
+        1_048_576.. => format!("{}GB", kib >> 20),
+        1024.. => format!("{}MB", kib >> 10),
+        _ => format!("{kib}KB"),
+    };
+    sizes.into_iter().map(name).collect()
 }
 
 /// On v1 the root's file exists only with swap accounting; on v2 the root cgroup has no limits at all, so the question
@@ -170,9 +217,53 @@ mod tests {
     }
 
     #[test]
+    fn a_controller_counts_where_it_is_mounted() {
+        let root = tempfile::tempdir().unwrap();
+        let has = |mode| has_controller(root.path(), mode, "hugetlb");
+        fs::create_dir(root.path().join("hugetlb")).unwrap();
+        assert!(!has(CgroupMode::Hybrid), "a directory is no hierarchy");
+        fs::write(root.path().join("hugetlb/cgroup.procs"), "").unwrap();
+        assert!(has(CgroupMode::Hybrid) && has(CgroupMode::V1) && !has(CgroupMode::V2));
+        fs::write(root.path().join("cgroup.controllers"), "cpu io hugetlb pids\n").unwrap();
+        assert!(has(CgroupMode::V2));
+    }
+
+    #[test]
+    fn huge_pages_are_named_as_the_cgroups_files() {
+        let pages = tempfile::tempdir().unwrap();
+        for name in ["hugepages-1048576kB", "hugepages-2048kB", "hugepages-64kB", "other"] {
+            fs::create_dir(pages.path().join(name)).unwrap();
+        }
+        assert_eq!(huge_page_sizes(pages.path()), ["64KB", "2MB", "1GB"]);
+        assert_eq!(huge_page_sizes(&pages.path().join("none")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn limits_of_huge_pages_are_kept_left_out_or_refused() {
+        let limited = || HugePages::Limited(vec!["2MB".into()]);
+        for (host, disabled, tolerated, expected) in [
+            (limited(), false, true, limited()),
+            (limited(), false, false, limited()),
+            (limited(), true, false, HugePages::PassedOver),
+            (HugePages::PassedOver, true, false, HugePages::PassedOver),
+            (HugePages::PassedOver, false, true, HugePages::PassedOver),
+            (HugePages::PassedOver, false, false, HugePages::Refused),
+        ] {
+            let case = format!("{host:?}, disabled {disabled}, tolerated {tolerated}");
+            assert_eq!(host.configured(disabled, tolerated), expected, "{case}");
+        }
+    }
+
+    #[test]
     fn reading_the_host_this_runs_on_gives_its_own_kernel() {
         let host = Host::read().unwrap();
         assert!(host.kernel >= (4, 19), "{:?}", host.kernel);
         assert!((-1000..=1000).contains(&host.lowest_oom_score_adj));
+        // The controller has a file for every size that the kernel has, in each cgroup but version 2's root.
+        if let (HugePages::Limited(sizes), CgroupMode::V1 | CgroupMode::Hybrid) = (&host.huge_pages, host.cgroup) {
+            for size in sizes {
+                assert!(Path::new(CGROUPS).join(format!("hugetlb/hugetlb.{size}.limit_in_bytes")).exists(), "{size}");
+            }
+        }
     }
 }

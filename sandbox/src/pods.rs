@@ -309,8 +309,7 @@ async fn collect_networks(world: Arc<World>, pods: Vec<(Id, String)>, closing: C
 fn read_host(config: &Config) -> Result<Host, Error> {
     let mut host = Host::read()?;
     host.apparmor &= !config.disable_apparmor;
-    host.hugetlb_required = !host.hugetlb && !config.disable_hugetlb && !config.tolerate_missing_hugetlb;
-    host.hugetlb &= !config.disable_hugetlb;
+    host.huge_pages = host.huge_pages.configured(config.disable_hugetlb, config.tolerate_missing_hugetlb);
     if config.restrict_oom_score_adj {
         let path = "/proc/self/oom_score_adj";
         let text = std::fs::read_to_string(path).map_err(|error| Error::failed(format!("read {path}"), error))?;

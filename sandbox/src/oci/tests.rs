@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    host::{CgroupMode, Host},
+    host::{CgroupMode, Host, HugePages},
     model::{
         Capabilities, ContainerName, ContainerSpec, ContainerUser, Id, IdMapping, Image, NamespaceMode, Namespaces,
         PodName, PodSpec, Propagation, Resources, RunAs, SecurityProfile, StringMap, UserNamespace,
@@ -199,8 +199,7 @@ pub(super) fn host() -> Host {
         apparmor: false,
         capabilities: vec![Capability::Chown, Capability::NetAdmin],
         lowest_oom_score_adj: -1000,
-        hugetlb: true,
-        hugetlb_required: false,
+        huge_pages: HugePages::Limited(vec!["2MB".into()]),
         swap: true,
     }
 }
@@ -270,7 +269,7 @@ fn resources_are_written_only_where_set_and_where_the_host_can_keep_them() {
     let mut limits = full["linux"]["resources"].clone();
     limits.as_object_mut().unwrap().remove("devices");
     insta::assert_json_snapshot!(limits);
-    world.host = Host { hugetlb: false, swap: false, lowest_oom_score_adj: -5, ..host() };
+    world.host = Host { huge_pages: HugePages::PassedOver, swap: false, lowest_oom_score_adj: -5, ..host() };
     let less = world.container();
     assert_eq!(less["process"]["oomScoreAdj"], -5);
     assert_eq!(less["linux"]["resources"]["hugepageLimits"], Value::Null);
