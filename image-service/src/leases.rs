@@ -115,18 +115,18 @@ impl Leases {
     }
 
     pub async fn delete(&self, ns: &Namespace, id: &str, collected: Collected) -> Result<(), LeaseError> {
-        let (namespace, wanted) = (ns.clone(), id.to_owned());
-        let shared = Arc::clone(&self.images.shared);
-        shared.store.write(move |conn| rows::delete(conn, &namespace, &wanted)).await?;
-        if collected == Collected::Soon {
-            shared.collector.collect_soon();
-            return Ok(());
-        }
-        let images = self.images.clone();
-        // On a task of its own: a caller that gives up does not stop a collection halfway.
-        let collecting = shared.tasks.spawn(async move { images.collect().await });
-        collecting.await.map_err(|source| Error::failed(format!("collect what lease {id:?} held"), source))??;
-        Ok(())
+        let (shared, images) = (Arc::clone(&self.images.shared), self.images.clone());
+        let (namespace, wanted, what) = (ns.clone(), id.to_owned(), format!("delete lease {id:?}"));
+        // On a task of its own: a caller that gives up must not leave the lease deleted and nothing collected.
+        let deleting = self.images.shared.tasks.spawn(async move {
+            shared.store.write(move |conn| rows::delete(conn, &namespace, &wanted)).await?;
+            match collected {
+                Collected::Now => images.collect().await?,
+                Collected::Soon => shared.collector.collect_soon(),
+            }
+            Ok(())
+        });
+        deleting.await.map_err(|source| Error::failed(what, source))?
     }
 
     /// Every lease of the namespace that is not over, by id.

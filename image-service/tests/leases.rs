@@ -230,6 +230,9 @@ async fn privileged_a_lease_is_over_at_its_time_without_anybody_asking() {
     eventually("the early one's blob is gone", || node.blobs().len() == 1).await;
     assert_eq!(node.lease_ids().await, ["late", "never"]);
     assert_eq!(node.snapshots(), pushed.chain());
+    // A daemon that ends does not wait for a lease.
+    let node = node.reopen().await;
+    assert_eq!(node.lease_ids().await, ["late", "never"]);
     clock.turn(2 * HOUR);
     eventually("the late one's layers are gone", || node.snapshots_sorted().is_empty()).await;
     assert_eq!(node.lease_ids().await, ["never"]);

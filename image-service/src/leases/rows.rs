@@ -84,18 +84,28 @@ pub(crate) fn next_expiry(conn: &Connection) -> Result<Option<i64>, Error> {
     Ok(conn.prepare_cached("SELECT min(expires) FROM leases")?.query_row([], |row| row.get(0))?)
 }
 
-/// All leases of all namespaces, with what they hold.
+/// All leases of all namespaces that hold something, with that.
 pub(crate) fn held(conn: &Connection) -> Result<Vec<Held>, Error> {
-    let mut statement = conn.prepare_cached("SELECT namespace, id, labels FROM leases")?;
-    let rows = statement
-        .query_map([], |row| Ok((row.get::<_, Namespace>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?;
-    rows.map(|row| {
-        let (namespace, id, labels) = row?;
-        let is_flat = parse_labels(&labels)?.contains_key(super::FLAT_LABEL);
-        let resources = resources_of(conn, &namespace, &id)?;
-        Ok(Held { namespace, is_flat, resources })
-    })
-    .collect()
+    let mut statement = conn.prepare_cached(
+        "SELECT l.namespace, l.id, l.labels, r.type, r.id
+         FROM leases l JOIN lease_resources r ON r.namespace = l.namespace AND r.lease = l.id
+         ORDER BY l.namespace, l.id",
+    )?;
+    let mut rows = statement.query([])?;
+    let (mut all, mut last) = (Vec::<Held>::new(), None);
+    while let Some(row) = rows.next()? {
+        let lease: (Namespace, String) = (row.get(0)?, row.get(1)?);
+        if last.as_ref() != Some(&lease) {
+            let is_flat = parse_labels(&row.get::<_, String>(2)?)?.contains_key(super::FLAT_LABEL);
+            all.push(Held { namespace: lease.0.clone(), is_flat, resources: Vec::new() });
+            last = Some(lease);
+        }
+        let resource = parse_resource(&row.get::<_, String>(3)?, &row.get::<_, String>(4)?)?;
+        if let Some(held) = all.last_mut() {
+            held.resources.push(resource);
+        }
+    }
+    Ok(all)
 }
 
 fn resources_of(conn: &Connection, ns: &Namespace, lease: &str) -> Result<Vec<Resource>, Error> {
@@ -105,9 +115,13 @@ fn resources_of(conn: &Connection, ns: &Namespace, lease: &str) -> Result<Vec<Re
         statement.query_map(params![ns, lease], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
     rows.map(|row| {
         let (kind, id) = row?;
-        Resource::parse(&kind, &id).map_err(|source| Error::failed("read the rows of leases", source))
+        parse_resource(&kind, &id)
     })
     .collect()
+}
+
+fn parse_resource(kind: &str, id: &str) -> Result<Resource, Error> {
+    Resource::parse(kind, id).map_err(|source| Error::failed("read the rows of leases", source))
 }
 
 fn exists(conn: &Connection, ns: &Namespace, id: &str) -> Result<bool, Error> {
