@@ -15,7 +15,7 @@ pub(super) fn check(handler: &Handler, search: &[PathBuf]) -> Result<(), String>
     let shim = shim(handler, search)?;
     let key = if handler.runtime_path.is_some() { "runtime_path" } else { "runtime_type" };
     executable(&shim).map_err(|why| format!("{key}: shim {} {why}", shim.display()))?;
-    if let Some(runtime) = handler.oci_runtime() {
+    if let Some(runtime) = handler.oci_runtime().filter(|_| runs_it(handler, &shim)) {
         in_path(runtime, &env::var_os("PATH").unwrap_or_default())
             .map_err(|why| format!("options.BinaryName: OCI runtime {runtime:?} {why}"))?;
     }
@@ -28,6 +28,13 @@ pub(super) fn check(handler: &Handler, search: &[PathBuf]) -> Result<(), String>
         }
         RuntimeOptions::Runc(_) | RuntimeOptions::Generic(_) | RuntimeOptions::None => Ok(()),
     }
+}
+
+/// Whether the shim runs the OCI runtime that the options name, or would if they named one. Another shim by a path of its
+/// own may need none.
+fn runs_it(handler: &Handler, shim: &Path) -> bool {
+    let named = matches!(&handler.options, RuntimeOptions::Runc(options) if !options.binary_name.is_empty());
+    named || shim.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"containerd-shim-runc-"))
 }
 
 /// Where a handler's shim is: its configured path, or the binary that its type names (`io.containerd.runc.v2` is
@@ -130,6 +137,7 @@ mod tests {
         assert_eq!(none("", &at("nope")), runtime(&at("nope"), "does not exist"));
         assert_eq!(none("", &at("data")), runtime(&at("data"), "is not executable"));
         assert_eq!(none("", "no-such-runtime"), runtime("no-such-runtime", "is not installed in PATH"));
+        assert_eq!(none(&at("crun"), &at("nope")), runtime(&at("nope"), "does not exist"));
     }
 
     #[test]
@@ -141,5 +149,9 @@ mod tests {
             ..Handler::default()
         };
         assert_eq!(check(&handler, &[]), Ok(()));
+        // Nor does every shim that a path names in place of runc's.
+        for (shim, runs) in [("/opt/containerd-shim-runc-v2", true), ("/opt/containerd-shim-runsc-v1", false)] {
+            assert_eq!(runs_it(&Handler::default(), Path::new(shim)), runs, "{shim}");
+        }
     }
 }
