@@ -205,4 +205,32 @@ mod tests {
         assert_eq!(serde_json::from_str::<Digest>(&json).unwrap(), digest);
         assert!(serde_json::from_str::<Digest>("\"sha256:zz\"").is_err());
     }
+
+    #[test]
+    fn a_text_that_is_no_digest_is_quoted_in_part() {
+        let error = Digest::parse(&format!("sha256:{}", "\u{1b}[2J".repeat(1 << 20))).unwrap_err().to_string();
+        assert!(error.len() < 2_000 && !error.contains('\u{1b}'), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_digest_is_read_back_and_nothing_near_it_is_one(hex in "[0-9a-f]{64}", at in 0..71usize, other in "[^0-9a-f]") {
+            let text = format!("sha256:{hex}");
+            assert_eq!(Digest::parse(&text).unwrap().to_string(), text);
+            let mut wrong = text.clone();
+            wrong.replace_range(at..=at, &other);
+            // The one before and the one behind may be equal in the name of the algorithm.
+            assert!(wrong == text || Digest::parse(&wrong).is_err(), "{wrong:?}");
+            assert!(Digest::parse(&text[..70]).is_err() && Digest::parse(&format!("{text}0")).is_err());
+        }
+
+        #[test]
+        fn any_text_is_a_digest_or_an_error(text in "(sha(256|512|384|1):)?.{0,140}") {
+            if let Ok(digest) = Digest::parse(&text) {
+                // It is a file's name and a part of a URL as it stands.
+                assert_eq!(digest.to_string(), text);
+                assert!(digest.hex().bytes().all(|byte| byte.is_ascii_hexdigit()));
+            }
+        }
+    }
 }

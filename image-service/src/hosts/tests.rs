@@ -231,3 +231,35 @@ fn docker_style_certificates_count_where_the_hosts_file_is_missing_empty_or_brok
         assert_eq!(client, [("a.cert".into(), Some("a.key".into())), ("b.cert".into(), None)]);
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_file_gives_hosts_or_an_error(
+        server in "(server = (\"[^\"\\\\\n]{0,30}\"|[0-9]{1,3}|\\[\\]))?",
+        url in "(https?://)?[a-z0-9.:\\[\\]/@%_-]{0,30}",
+        key in "(ca|client|capabilities|skip_verify|dial_timeout|override_path|header|x)",
+        value in "(\"[^\"\\\\\n]{0,20}\"|true|[0-9]{1,20}|\\[(\"[a-z]{0,6}\"(, )?){0,3}\\]|\\[\\[\"a\", \"b\"\\]\\]|\\{a = \"b\"\\})",
+    ) {
+        let text = format!("{server}\n[host.\"{url}\"]\n{key} = {value}\n");
+        if let Ok(hosts) = parse_hosts_file(&text, Path::new("/certs"), "registry.test") {
+            // The mirror and the server, each with an address that can be connected to.
+            assert_eq!(hosts.len(), 2, "{text}");
+            assert!(hosts.iter().all(|host| !host.authority.is_empty() && (host.path.is_empty() || host.path.starts_with('/'))), "{hosts:?}");
+        }
+    }
+
+    #[test]
+    fn any_text_is_a_file_or_an_error(text in "[ -~\\n]{0,200}") {
+        let _ = parse_hosts_file(&text, Path::new("/certs"), "registry.test");
+    }
+
+    /// What a mirror is told by is what the file says.
+    #[test]
+    fn a_mirror_is_read_back(name in "[a-z]{1,10}(\\.[a-z]{2,5}){0,2}(:[1-9][0-9]{0,3})?", path in "(/[a-z0-9]{1,6}){0,3}", plain: bool) {
+        let scheme = if plain { "http" } else { "https" };
+        let text = format!("[host.\"{scheme}://{name}{path}\"]\noverride_path = true\n");
+        let hosts = parse_hosts_file(&text, Path::new("/certs"), "registry.test").unwrap();
+        assert_eq!((hosts[0].scheme.as_str(), hosts[0].authority.as_str()), (scheme, name.as_str()));
+        assert_eq!(hosts[0].path, path);
+    }
+}
