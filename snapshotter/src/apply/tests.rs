@@ -122,6 +122,23 @@ fn privileged_owner_set_id_bits_capabilities_and_times_are_kept() {
 }
 
 #[test]
+fn privileged_times_that_no_clock_tells_are_those_of_1970() {
+    confined(|| {
+        let world = World::new(Whiteouts::Remove);
+        let times =
+            ["-1", "-1234567890.5", "253402300799", "9223372037", "18446744073709551616", "soon", "9223372036.5"];
+        let tar = times.iter().enumerate().fold(Tar::new(), |tar, (position, time)| {
+            tar.pax(&[("mtime", time.as_bytes())]).file(format!("{position}"), "")
+        });
+        world.apply(&tar).unwrap();
+        let found = (0..times.len()).map(|position| fs::metadata(world.root().join(position.to_string())).unwrap());
+        // What cannot be read leaves the time of the older header.
+        let expected = [0, 0, 0, 0, build::MTIME, build::MTIME, 9_223_372_036];
+        assert_eq!(found.map(|meta| meta.mtime()).collect::<Vec<_>>(), expected);
+    });
+}
+
+#[test]
 fn privileged_notes_of_overlayfs_in_an_archive_are_dropped() {
     confined(|| {
         let world = World::new(Whiteouts::Remove);

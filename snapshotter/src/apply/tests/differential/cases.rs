@@ -243,6 +243,67 @@ pub(super) fn cases() -> Vec<Case> {
             ],
         ),
         case("an empty layer", vec![base(), Tar::new()]),
+        case(
+            "opaque and opaque again below",
+            vec![
+                base(),
+                Tar::new()
+                    .dir("d", 0o755)
+                    .file("d/.wh..wh..opq", "")
+                    .dir("d/sub", 0o750)
+                    .file("d/sub/.wh..wh..opq", "")
+                    .file("d/sub/new", "1"),
+                Tar::new().file(".wh.e", "").dir("d/sub", 0o700).file("d/sub/more", "2"),
+            ],
+        ),
+        case(
+            "names of bytes that are no text, and as long as a name can be",
+            vec![
+                Tar::new()
+                    .file(b"\xff\xfe", "bytes")
+                    .file("\u{1b}[31mred", "")
+                    .pax(&[("path", "l".repeat(255).as_bytes())])
+                    .file("short", "255")
+                    .symlink("to", b"\xff\xfe"),
+            ],
+        ),
+        case(
+            "times at the edges",
+            ["9223372036", "9223372035.999999999", "0.000000001"]
+                .iter()
+                .enumerate()
+                .map(|(position, time)| Tar::new().pax(&[("mtime", time.as_bytes())]).file(format!("f{position}"), ""))
+                .collect(),
+        ),
+        case(
+            "types of old",
+            vec![
+                Tar::new()
+                    .raw("old", 0, "", b"y", |_| {})
+                    .raw("old-dir/", 0, "", b"", |header| header.mode(0o755))
+                    .file("after", ""),
+            ],
+        ),
+        case(
+            "links that end in a slash, and to the top",
+            vec![
+                Tar::new()
+                    .dir("real", 0o755)
+                    .symlink("slash", "real/")
+                    .symlink("top", "/")
+                    .symlink("up", "../../..")
+                    .file("slash/one", "1")
+                    .file("top/two", "2")
+                    .file("up/three", "3"),
+            ],
+        ),
+        case(
+            "a hard link says nothing of its file",
+            vec![Tar::new().file("f", "x").raw("h", b'1', "f", b"", |header| {
+                header.mode(0o4777);
+                header.owner(7, 7);
+            })],
+        ),
     ]
 }
 
