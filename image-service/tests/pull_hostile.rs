@@ -19,6 +19,27 @@
 //! disks         full, without inodes, read-only            tests/pull_storage.rs, store/src/store/tests/full.rs
 //! crashes       at any byte, at any step                   e2e/tests/pull_crash.rs
 //! ```
+//!
+//! Holes of other runtimes and libraries, and the tests that show that they are not here:
+//!
+//! ```text
+//! CVE-2020-15157 headers to a foreign layer's host         registry_origins: the_place_of_a_foreign_layer_learns_nothing_of_us
+//! CVE-2021-32760 mode through a hard link to a link        differential: "a hard link says nothing of its file"; made_up
+//! CVE-2021-41190 index or manifest                         here, and src/manifest/tests.rs
+//! CVE-2022-24778 encrypted layers                          src/manifest/tests.rs: a_document_is_what_its_fields_say
+//! CVE-2023-25153 archives with endless documents           import: privileged_bad_archives_are_refused_and_leave_nothing
+//! CVE-2025-47290 a parent replaced once it was checked     hostile: "a link swapped in"; privileged_a_replaced_parent_is_looked_up_again
+//! device numbers that wrap (containerd#13792)              hostile: privileged_a_device_is_never_another_one
+//! CVE-2019-10214 token server without TLS verification     registry_origins: skip_verify_and_client_certificates_are_for_the_host_and_not_for_its_token_server
+//! CVE-2020-1702  manifests of any size                     registry: a_manifest_of_more_than_four_mebibytes_is_refused; registry_lies
+//! CVE-2024-3727  digests that are paths                    src/digest.rs; src/manifest/tests.rs; registry_lies
+//! CVE-2021-20291 a broken stream that is waited for        src/unpack/tests.rs: what_is_broken_anywhere_is_an_error…
+//! CVE-2021-29136 the root as a link                        headers: "the root as a link"
+//! CVE-2026-33540 credentials to a realm of others' choice  registry_auth: another_origin_cannot_ask_for_our_credentials
+//! CVE-2025-58183 endless maps of holes                     hostile: privileged_a_list_of_holes_without_an_end_stops_at_the_limit
+//! CVE-2022-30631 recursion over members of gzip            src/unpack/tests.rs: members_and_frames_that_hold_nothing…
+//! doubled keys, deep nesting                               src/manifest/tests.rs
+//! ```
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "pull/node.rs"]

@@ -14,6 +14,10 @@ use super::{Error, Limits};
 /// Read from the stream at once, at least.
 const CHUNK: usize = 256 << 10;
 
+/// The kernel has twelve and twenty bits (linux/kdev_t.h). Larger ones would be those of another device.
+const MAX_MAJOR: u32 = (1 << 12) - 1;
+const MAX_MINOR: u32 = (1 << 20) - 1;
+
 /// An entry with everything that precedes its content.
 #[derive(Debug)]
 pub struct Entry {
@@ -272,7 +276,13 @@ fn parse_kind(entry: &ParsedEntry<'_>) -> Result<Kind, Error> {
         let target = target.ok_or_else(|| Error::refused(&entry.path, "a link without a target"))?;
         no_nul(target).map(|()| target.to_vec())
     };
-    let (major, minor) = (entry.dev_major.unwrap_or(0), entry.dev_minor.unwrap_or(0));
+    let device = || {
+        let (major, minor) = (entry.dev_major.unwrap_or(0), entry.dev_minor.unwrap_or(0));
+        match major <= MAX_MAJOR && minor <= MAX_MINOR {
+            true => Ok((major, minor)),
+            false => Err(Error::refused(&entry.path, "its device number is out of range")),
+        }
+    };
     Ok(match entry.entry_type {
         // The oldest archives mark directories by their name only.
         EntryType::Regular if entry.header.as_bytes()[156] == 0 && entry.path.ends_with(b"/") => Kind::Directory,
@@ -281,8 +291,14 @@ fn parse_kind(entry: &ParsedEntry<'_>) -> Result<Kind, Error> {
         EntryType::Symlink => Kind::Symlink { target: target()? },
         EntryType::Link => Kind::Hardlink { target: target()? },
         EntryType::Fifo => Kind::Fifo,
-        EntryType::Char => Kind::Char { major, minor },
-        EntryType::Block => Kind::Block { major, minor },
+        EntryType::Char => {
+            let (major, minor) = device()?;
+            Kind::Char { major, minor }
+        }
+        EntryType::Block => {
+            let (major, minor) = device()?;
+            Kind::Block { major, minor }
+        }
         EntryType::Other(_)
         | EntryType::GnuLongName
         | EntryType::GnuLongLink

@@ -119,6 +119,44 @@ fn privileged_what_cannot_be_a_name_or_a_number_is_refused() {
 }
 
 #[test]
+fn privileged_a_device_is_never_another_one() {
+    confined(|| {
+        let half = |at: usize, bytes: [u8; 8]| {
+            move |header: &mut build::Header| {
+                header.octal(329, 8, 1);
+                header.octal(337, 8, 3);
+                header.bytes(at, &bytes);
+            }
+        };
+        for kind in [b'3', b'4'] {
+            for at in [329, 337] {
+                for bytes in [
+                    // Two to the power of 32, and one; minus one; two to the power of 55; more than octal digits can be.
+                    [0x80, 0, 0, 1, 0, 0, 0, 1],
+                    [0xff; 8],
+                    [0x80, 0x80, 0, 0, 0, 0, 0, 1],
+                    *b"7777777\0",
+                    // What the kernel has not: a major of 13 bits, a minor of 21.
+                    if at == 329 { *b"0010001\0" } else { *b"4000003\0" },
+                ] {
+                    let world = World::new(Whiteouts::Remove);
+                    let result = world.apply(&Tar::new().raw("x", kind, "", b"", half(at, bytes)));
+                    assert!(
+                        matches!(result, Err(Error::Refused { .. } | Error::Malformed { .. })),
+                        "{at} {bytes:x?}: {result:?}"
+                    );
+                    assert_eq!(tree(&world.root()), [""; 0]);
+                }
+            }
+        }
+        let world = World::new(Whiteouts::Remove);
+        world.apply(&Tar::new().node("largest", b'3', 4095, (1 << 20) - 1)).unwrap();
+        let found = fs::symlink_metadata(world.root().join("largest")).unwrap().rdev();
+        assert_eq!(found, rustix::fs::makedev(4095, (1 << 20) - 1));
+    });
+}
+
+#[test]
 fn privileged_a_list_of_holes_without_an_end_stops_at_the_limit() {
     confined(|| {
         let endless = vec![b'1'; 3 << 20];
