@@ -223,7 +223,7 @@ impl Nri {
         let (ending, plugins) = hub.registry.end(&pod.id, true);
         let tell = async {
             if !plugins.is_empty() {
-                Box::pin(tell_end(&plugins, Event::RemovePodSandbox, &objects::of_pod(pod), None)).await;
+                Box::pin(tell_end(&plugins, Event::RemovePodSandbox, &objects::of_gone_pod(pod), None)).await;
             }
         };
         ending.removed.get_or_init(|| tell).await;

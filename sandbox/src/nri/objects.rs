@@ -1,6 +1,9 @@
 //! Pods and containers as plugins are shown them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::Value;
 
@@ -11,12 +14,21 @@ use crate::record::{ContainerRecord, PodRecord};
 
 use super::{
     limits,
-    proto::{self, OptionalInt, OptionalUInt32},
+    proto::{self, OptionalBool, OptionalInt, OptionalString, OptionalStrings, OptionalUInt32},
 };
 
 /// A pod as its owner knows it.
 pub(super) fn of_pod(pod: &PodRecord) -> proto::PodSandbox {
     sandbox(&pod.id, &pod.spec, &pod.resources(), pod.pid, &pod.network.ips, &pod.oci_spec)
+}
+
+/// The same of a pod that is removed: its network namespace has gone with its stop, and another may get the path.
+pub(super) fn of_gone_pod(pod: &PodRecord) -> proto::PodSandbox {
+    let mut shown = of_pod(pod);
+    if let Some(linux) = &mut shown.linux {
+        linux.namespaces.retain(|namespace| namespace.r#type != "network");
+    }
+    shown
 }
 
 /// A pod as clients see it.
@@ -143,8 +155,77 @@ fn linux(spec: &ContainerSpec, oci: &Value) -> proto::LinuxContainer {
         cgroups_path: text(&linux["cgroupsPath"]),
         seccomp_profile: seccomp_profile(&spec.seccomp),
         sysctl: strings_by_name(&linux["sysctl"]).collect(),
-        ..proto::LinuxContainer::default()
+        io_priority: present(&oci["process"]["ioPriority"]).map(io_priority),
+        scheduler: present(&oci["process"]["scheduler"]).map(scheduler),
+        seccomp_policy: present(&linux["seccomp"]).map(seccomp_policy),
+        net_devices: net_devices(&linux["netDevices"]),
+        rdt: present(&linux["intelRdt"]).map(rdt),
     }
+}
+
+fn io_priority(value: &Value) -> proto::LinuxIoPriority {
+    let class = value["class"].as_str().and_then(proto::IoPriorityClass::from_str_name);
+    let priority = value["priority"].as_i64().and_then(|priority| i32::try_from(priority).ok());
+    proto::LinuxIoPriority { class: class.unwrap_or_default().into(), priority: priority.unwrap_or_default() }
+}
+
+fn scheduler(value: &Value) -> proto::LinuxScheduler {
+    let number = |name: &str| value[name].as_i64().and_then(|value| i32::try_from(value).ok()).unwrap_or_default();
+    let time = |name: &str| value[name].as_u64().unwrap_or_default();
+    let flag = |flag: &Value| flag.as_str().and_then(proto::SchedulerFlag::from_str_name).map(i32::from);
+    proto::LinuxScheduler {
+        policy: value["policy"].as_str().and_then(proto::SchedulerPolicy::from_str_name).unwrap_or_default().into(),
+        nice: number("nice"),
+        priority: number("priority"),
+        flags: list(&value["flags"]).filter_map(flag).collect(),
+        runtime: time("runtime"),
+        deadline: time("deadline"),
+        period: time("period"),
+    }
+}
+
+fn seccomp_policy(value: &Value) -> proto::LinuxSeccomp {
+    let errno = |value: &Value| value.as_u64().and_then(|value| u32::try_from(value).ok());
+    let errno = |value: &Value| errno(value).map(|value| OptionalUInt32 { value });
+    let arg = |value: &Value| proto::LinuxSeccompArg {
+        index: value["index"].as_u64().and_then(|index| u32::try_from(index).ok()).unwrap_or_default(),
+        value: value["value"].as_u64().unwrap_or_default(),
+        value_two: value["valueTwo"].as_u64().unwrap_or_default(),
+        op: text(&value["op"]),
+    };
+    let syscall = |value: &Value| proto::LinuxSyscall {
+        names: strings(&value["names"]),
+        action: text(&value["action"]),
+        errno_ret: errno(&value["errnoRet"]),
+        args: list(&value["args"]).map(arg).collect(),
+    };
+    proto::LinuxSeccomp {
+        default_action: text(&value["defaultAction"]),
+        default_errno: errno(&value["defaultErrnoRet"]),
+        architectures: strings(&value["architectures"]),
+        flags: strings(&value["flags"]),
+        listener_path: text(&value["listenerPath"]),
+        listener_metadata: text(&value["listenerMetadata"]),
+        syscalls: list(&value["syscalls"]).map(syscall).collect(),
+    }
+}
+
+fn net_devices(value: &Value) -> BTreeMap<String, proto::LinuxNetDevice> {
+    let devices = value.as_object().into_iter().flatten();
+    devices.map(|(host, device)| (host.clone(), proto::LinuxNetDevice { name: text(&device["name"]) })).collect()
+}
+
+fn rdt(value: &Value) -> proto::LinuxRdt {
+    proto::LinuxRdt {
+        clos_id: value["closID"].as_str().map(|id| OptionalString { value: id.to_owned() }),
+        schemata: present(&value["schemata"]).map(|lines| OptionalStrings { value: strings(lines) }),
+        enable_monitoring: value["enableMonitoring"].as_bool().map(|value| OptionalBool { value }),
+        remove: false,
+    }
+}
+
+fn present(value: &Value) -> Option<&Value> {
+    (!value.is_null()).then_some(value)
 }
 
 fn seccomp_profile(profile: &SecurityProfile) -> Option<proto::SecurityProfile> {
@@ -240,4 +321,64 @@ fn strings_by_name(value: &Value) -> impl Iterator<Item = (String, String)> {
 fn nanoseconds(at: SystemTime) -> i64 {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::nri::{
+        proto::{ContainerAdjustment, LinuxContainerAdjustment},
+        spec::{self, HostLimits},
+    };
+
+    /// What a plugin has adjusted, another one is shown as the same.
+    #[test]
+    fn what_was_adjusted_is_shown_as_it_was() {
+        let adjusted = LinuxContainerAdjustment {
+            io_priority: Some(proto::LinuxIoPriority {
+                class: proto::IoPriorityClass::IoprioClassIdle.into(),
+                priority: 3,
+            }),
+            scheduler: Some(proto::LinuxScheduler {
+                policy: proto::SchedulerPolicy::SchedDeadline.into(),
+                flags: vec![proto::SchedulerFlag::SchedFlagReclaim.into()],
+                runtime: 1,
+                deadline: 2,
+                period: 3,
+                ..proto::LinuxScheduler::default()
+            }),
+            seccomp_policy: Some(proto::LinuxSeccomp {
+                default_action: "SCMP_ACT_ERRNO".into(),
+                default_errno: Some(OptionalUInt32 { value: 38 }),
+                syscalls: vec![proto::LinuxSyscall {
+                    names: vec!["read".into()],
+                    action: "SCMP_ACT_ALLOW".into(),
+                    errno_ret: None,
+                    args: vec![proto::LinuxSeccompArg { index: 1, value: 2, value_two: 3, op: "SCMP_CMP_EQ".into() }],
+                }],
+                ..proto::LinuxSeccomp::default()
+            }),
+            net_devices: [("eth9".to_owned(), proto::LinuxNetDevice { name: "in".into() })].into(),
+            rdt: Some(proto::LinuxRdt {
+                clos_id: Some(OptionalString { value: "gold".into() }),
+                schemata: Some(OptionalStrings { value: vec!["L3:0=f".into()] }),
+                enable_monitoring: Some(OptionalBool { value: true }),
+                remove: false,
+            }),
+            ..LinuxContainerAdjustment::default()
+        };
+        let mut oci = json!({"process": {}, "linux": {}});
+        let host = HostLimits { swap: true, lowest_oom_score_adj: 0 };
+        let adjust = ContainerAdjustment { linux: Some(adjusted.clone()), ..ContainerAdjustment::default() };
+        spec::apply(&adjust, &mut oci, host, None).unwrap();
+        let process = &oci["process"];
+        assert_eq!(present(&process["ioPriority"]).map(io_priority), adjusted.io_priority);
+        assert_eq!(present(&process["scheduler"]).map(scheduler), adjusted.scheduler);
+        assert_eq!(present(&oci["linux"]["seccomp"]).map(seccomp_policy), adjusted.seccomp_policy);
+        assert_eq!(net_devices(&oci["linux"]["netDevices"]), adjusted.net_devices);
+        assert_eq!(present(&oci["linux"]["intelRdt"]).map(rdt), adjusted.rdt);
+        assert_eq!(present(&oci["linux"]["nothing"]), None);
+    }
 }
