@@ -1,6 +1,6 @@
 //! Security modules of the kernel. Each test says that it is left out where the host has no such module; hack/vm has.
 
-use std::{fs, path::Path};
+use std::{collections::HashSet, fs, path::Path};
 
 use api::cri::{self, security_profile::ProfileType};
 use tonic::Code;
@@ -89,6 +89,175 @@ async fn privileged_a_node_without_apparmor_refuses_profiles_and_nothing_else() 
         let id = client.create(&pod, &asking(name, asked), &pod_config).await.unwrap();
         client.start(&id).await.unwrap();
     }
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+fn labelled(path: &str) -> String {
+    windlass_e2e::command::run("stat", &["--format=%C", path]).trim().to_owned()
+}
+
+/// The label of a container's first process.
+fn label_of(node: &TestNode, container: &str) -> String {
+    fs::read_to_string(format!("/proc/{}/attr/current", node.first_process(container))).unwrap()
+}
+
+/// The level of a label whose type must be this.
+fn level_of<'a>(label: &'a str, kind: &str) -> &'a str {
+    let parts: Vec<&str> = label.trim_end_matches(['\0', '\n']).splitn(4, ':').collect();
+    assert!(parts.len() == 4 && parts[2] == kind, "{label:?} is not of type {kind}");
+    parts[3]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_selinux_keeps_pods_apart_by_levels() {
+    if !Path::new("/sys/fs/selinux/enforce").exists() {
+        eprintln!("left out: this host has no SELinux");
+        return;
+    }
+    let mut node = TestNode::prepare().await;
+    node.settings.cri = "enable_selinux = true\nselinux_category_range = 3".into();
+    node.boot().await;
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let (shared, own) = (node.path("relabelled"), node.path("left-as-it-is"));
+    for volume in [&shared, &own] {
+        fs::create_dir(volume).unwrap();
+        fs::write(volume.join("file"), "").unwrap();
+    }
+    let before = labelled(own.to_str().unwrap());
+    let mount = |from: &Path, to: &str, selinux_relabel| cri::Mount {
+        host_path: from.to_str().unwrap().into(),
+        container_path: to.into(),
+        selinux_relabel,
+        ..Default::default()
+    };
+
+    // Three categories make three pairs, so the fourth pod has none left.
+    let mut levels = HashSet::new();
+    let mut pods = Vec::new();
+    for name in ["one", "two", "three"] {
+        let pod_config = node.pod(name);
+        let pod = client.run_pod(&pod_config).await.unwrap();
+        let mut with_volumes = asking("with-volumes", None);
+        with_volumes.mounts = vec![mount(&shared, "/shared", true), mount(&own, "/own", false)];
+        let id = client.create(&pod, &with_volumes, &pod_config).await.unwrap();
+        client.start(&id).await.unwrap();
+        let process = label_of(&node, &id);
+        let level = level_of(&process, "container_t").to_owned();
+        assert_eq!(client.output(&id, &["cat", "/proc/self/attr/current"]).await, process, "an exec is labelled too");
+        // From the host's side: busybox in the container knows no labels.
+        let root = format!("/proc/{}/root", node.first_process(&id));
+        for path in [
+            "/",
+            "/bin/busybox",
+            "/dev/shm",
+            "/etc/hosts",
+            "/etc/resolv.conf",
+            "/etc/hostname",
+            "/shared",
+            "/shared/file",
+        ] {
+            assert_eq!(level_of(&labelled(&format!("{root}{path}")), "container_file_t"), level, "{path}");
+        }
+        assert_eq!(labelled(&format!("{root}/own")), before);
+        client.output(&id, &["sh", "-c", "echo x >/made && echo x >/dev/shm/made"]).await;
+        for path in ["/made", "/dev/shm/made"] {
+            assert_eq!(level_of(&labelled(&format!("{root}{path}")), "container_file_t"), level, "{path}");
+        }
+        let pause = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let cgroup = fs::read_to_string(path.join("cgroup")).ok()?;
+            cgroup.contains(&pod).then(|| fs::read_to_string(path.join("attr/current")).unwrap())
+        });
+        let pause: Vec<String> = pause.collect();
+        assert!(!pause.is_empty() && pause.iter().all(|label| level_of(label, "container_t") == level), "{pause:?}");
+        assert!(levels.insert(level.clone()), "{level} is given twice");
+        pods.push((pod, level));
+    }
+    let refused = client.run_pod(&node.pod("four")).await.unwrap_err();
+    assert!(refused.message().contains("every pair of SELinux categories is in use"), "{refused}");
+
+    // What is taken is known after a crash as well, and free when its pod is gone.
+    node.kill9();
+    node.boot().await;
+    let client = node.client();
+    client.run_pod(&node.pod("four")).await.unwrap_err();
+    let (gone, freed) = pods.remove(1);
+    client.stop_pod(&gone).await.unwrap();
+    client.remove_pod(&gone).await.unwrap();
+    let pod_config = node.pod("four");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let id = client.create(&pod, &asking("later", None), &pod_config).await.unwrap();
+    client.start(&id).await.unwrap();
+    assert_eq!(level_of(&label_of(&node, &id), "container_t"), freed);
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_selinux_labels_are_what_was_asked_for_and_privileged_containers_have_none() {
+    if !Path::new("/sys/fs/selinux/enforce").exists() {
+        eprintln!("left out: this host has no SELinux");
+        return;
+    }
+    let mut node = TestNode::prepare().await;
+    node.settings.cri = "enable_selinux = true".into();
+    node.boot().await;
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let options = |kind: &str, level: &str| {
+        Some(cri::SeLinuxOption { r#type: kind.into(), level: level.into(), ..Default::default() })
+    };
+    let mut pod_config = node.pod("asks");
+    let context = pod_config.linux.as_mut().unwrap().security_context.get_or_insert_default();
+    context.privileged = true;
+    context.selinux_options = options("", "s0:c4,c5");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let mut expected = vec![("pod's", None, "container_t", "s0:c4,c5")];
+    expected.push(("own", options("", "s0:c6,c7"), "container_t", "s0:c6,c7"));
+    expected.push(("type", options("spc_t", ""), "spc_t", "s0:c4,c5"));
+    for (name, asked, kind, level) in expected {
+        let mut config = asking(name, None);
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().selinux_options = asked;
+        let id = client.create(&pod, &config, &pod_config).await.unwrap();
+        client.start(&id).await.unwrap();
+        assert_eq!(level_of(&label_of(&node, &id), kind), level, "{name}");
+    }
+    let mut config = asking("privileged", None);
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    let id = client.create(&pod, &config, &pod_config).await.unwrap();
+    client.start(&id).await.unwrap();
+    let own = fs::read_to_string("/proc/self/attr/current").unwrap();
+    assert_eq!(label_of(&node, &id), own, "as who started the daemon");
+
+    for (asked, code, message) in [
+        (options("no_such_type_t", ""), Code::FailedPrecondition, "is not valid in this host's policy"),
+        (options("", "c1"), Code::InvalidArgument, "the format of 'level'"),
+    ] {
+        let mut config = asking("refused", None);
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().selinux_options = asked;
+        let refused = client.create(&pod, &config, &pod_config).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+        assert!(refused.message().contains(message), "{refused}");
+    }
+
+    // In the host's namespaces a level says nothing, but the label holds.
+    let mut pod_config = node.pod("of-the-host");
+    let namespaces = cri::NamespaceOption {
+        network: cri::NamespaceMode::Node as i32,
+        pid: cri::NamespaceMode::Node as i32,
+        ipc: cri::NamespaceMode::Node as i32,
+        ..Default::default()
+    };
+    let context = pod_config.linux.as_mut().unwrap().security_context.get_or_insert_default();
+    context.namespace_options = Some(namespaces.clone());
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let mut config = asking("of-the-host", None);
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options = Some(namespaces);
+    let id = client.create(&pod, &config, &pod_config).await.unwrap();
+    client.start(&id).await.unwrap();
+    level_of(&label_of(&node, &id), "container_t");
     node.remove_all_pods().await;
     node.finish().await;
 }

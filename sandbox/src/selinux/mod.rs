@@ -69,7 +69,8 @@ pub(crate) fn known(labels: &Labels) -> Result<(), Error> {
         match fs::write(path, format!("{label}\0")) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 return Err(Error::Precondition(format!(
-                    "selinux_options: label {label:?} is not valid in this host's policy"
+                    "selinux_options: label {label:?} is not valid in this host's policy; if none was asked for, the \
+                     policy lacks its module for containers: install it, or unset enable_selinux"
                 )));
             }
             written => written.map_err(|error| Error::failed(format!("write {path}"), error))?,
