@@ -99,7 +99,7 @@ fn labelled(path: &str) -> String {
 
 /// The label of a container's first process.
 fn label_of(node: &TestNode, container: &str) -> String {
-    fs::read_to_string(format!("/proc/{}/attr/current", node.first_process(container))).unwrap()
+    fs::read_to_string(format!("/proc/{}/attr/current", node.first_process(container))).expect("a process has a label")
 }
 
 /// The level of a label whose type must be this.
