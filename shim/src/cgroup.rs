@@ -48,17 +48,45 @@ impl Cgroup {
         pids
     }
 
-    /// How many processes the kernel has killed here for memory.
-    pub(crate) fn oom_kills(&self) -> u64 {
-        let mut kills = 0;
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The cgroup above this one, if it counts what happens in this one: on v2 only.
+    pub(crate) fn parent(&self) -> Option<Self> {
+        match self.version {
+            Version::One => None,
+            Version::Two => Some(Self { directory: self.directory.parent()?.to_owned(), version: Version::Two }),
+        }
+    }
+
+    /// The names of the cgroups directly in this one.
+    pub(crate) fn children(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// How many processes the kernel has killed here for memory; nothing of a cgroup that is gone.
+    pub(crate) fn oom_kills(&self) -> Option<u64> {
         match self.version {
             // The counter of v1 leaves nested cgroups out.
-            Version::One => self.visit(&self.directory, &mut |directory| {
-                kills += counter(&directory.join("memory.oom_control"));
-            }),
-            Version::Two => kills = counter(&self.directory.join("memory.events")),
+            Version::One => {
+                let mut kills = counter(&self.directory.join("memory.oom_control"))?;
+                for child in self.children() {
+                    self.visit(&self.directory.join(child), &mut |directory| {
+                        kills += counter(&directory.join("memory.oom_control")).unwrap_or(0);
+                    });
+                }
+                Some(kills)
+            }
+            Version::Two => counter(&self.directory.join("memory.events")),
         }
-        kills
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unified(directory: PathBuf) -> Self {
+        Self { directory, version: Version::Two }
     }
 
     fn visit(&self, directory: &Path, see: &mut impl FnMut(&Path)) {
@@ -89,13 +117,11 @@ fn parse(text: &str, unified: bool) -> Option<Cgroup> {
     Some(Cgroup { directory: root.join(path.trim_start_matches('/')), version })
 }
 
-/// The value of `oom_kill` in a file of `name value` lines; a file that is gone has none.
-fn counter(file: &Path) -> u64 {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill "))
-        .and_then(|value| value.trim().parse().ok())
-        .unwrap_or(0)
+/// The value of `oom_kill` in a file of `name value` lines; nothing if the file is gone.
+fn counter(file: &Path) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    Some(value.and_then(|value| value.trim().parse().ok()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -126,6 +152,8 @@ mod tests {
             fs::write(directory.join("memory.oom_control"), format!("under_oom 0\noom_kill {kills}\n")).unwrap();
         }
         let cgroup = Cgroup { directory: dir.path().to_owned(), version: Version::One };
-        assert_eq!((cgroup.pids(), cgroup.oom_kills()), (BTreeSet::from([10, 11]), 3));
+        assert_eq!((cgroup.pids(), cgroup.oom_kills()), (BTreeSet::from([10, 11]), Some(3)));
+        drop(dir);
+        assert_eq!((cgroup.pids(), cgroup.oom_kills()), (BTreeSet::new(), None));
     }
 }

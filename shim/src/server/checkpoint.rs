@@ -74,6 +74,7 @@ pub(crate) async fn restore(tasks: &Arc<Tasks>, container: &Arc<Container>) -> R
         Ok(child) => {
             let pid = child.pid;
             if let Some(cgroup) = Cgroup::of_process(pid) {
+                tasks.kills.enter(&container.id, cgroup.clone());
                 // Nothing else sets it.
                 let _ = container.cgroup.set(cgroup);
             }

@@ -77,9 +77,9 @@ impl Container {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
-    /// Whether the kernel has killed for memory here since the last answer of yes, or ever for init's own exit.
-    pub(crate) fn oom_killed(&self, is_init: bool) -> bool {
-        let kills = self.cgroup.get().map_or(0, Cgroup::oom_kills);
+    /// Whether of these kills for memory, all that there were here, one is since the last answer of yes, or ever for
+    /// init's own exit.
+    pub(crate) fn oom_killed(&self, kills: u64, is_init: bool) -> bool {
         let seen = self.oom_kills_seen.fetch_max(kills, Ordering::Relaxed);
         kills > if is_init { 0 } else { seen }
     }

@@ -58,6 +58,7 @@ pub(crate) async fn create(tasks: &Arc<Tasks>, request: task::CreateTaskRequest)
         }
     };
     if let Some(cgroup) = Cgroup::of_process(child.pid) {
+        tasks.kills.enter(&container.id, cgroup.clone());
         // Nothing else sets it.
         let _ = container.cgroup.set(cgroup);
     }

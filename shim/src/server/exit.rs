@@ -12,7 +12,7 @@ use super::tasks::Tasks;
 pub(crate) async fn watch_init(tasks: Arc<Tasks>, container: Arc<Container>) {
     let Some(child) = container.init.child().cloned() else { return };
     let status = child.wait().await;
-    let exit = Exit::now(child.pid, status, container.oom_killed(true));
+    let exit = Exit::now(child.pid, status, container.oom_killed(tasks.kills.of(&container.id), true));
     if let Err(error) = exit.write(&container.bundle) {
         super::say(&format!("cannot record the exit of {} in its bundle: {error}", container.id));
     }
@@ -30,7 +30,7 @@ pub(crate) async fn watch_init(tasks: Arc<Tasks>, container: Arc<Container>) {
 pub(crate) async fn watch_exec(tasks: Arc<Tasks>, container: Arc<Container>, exec: Arc<Process>) {
     let Some(child) = exec.child().cloned() else { return };
     let status = child.wait().await;
-    let exit = Exit::now(child.pid, status, container.oom_killed(false));
+    let exit = Exit::now(child.pid, status, container.oom_killed(tasks.kills.of(&container.id), false));
     tasks.events.exit(&container.id, &exec.id, &exit);
     exec.exited(exit);
     container.running_execs.send_modify(|running| *running -= 1);

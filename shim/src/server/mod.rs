@@ -23,6 +23,7 @@ mod exit;
 mod io;
 mod kill;
 mod launch;
+mod oom;
 mod process;
 pub(crate) mod reaper;
 mod record;

@@ -14,6 +14,7 @@ use super::container::Container;
 use super::error::TaskError;
 use super::events::Publisher;
 use super::io::{IoContext, Outlet};
+use super::oom::Kills;
 use super::process::{Phase, Process};
 use super::reaper::Reaper;
 use super::record::Exit;
@@ -24,6 +25,7 @@ pub(crate) struct Tasks {
     pub(crate) events: Publisher,
     pub(crate) io: IoContext,
     pub(crate) shutdown: CancellationToken,
+    pub(crate) kills: Kills,
     /// Told whenever a creation has ended.
     settled: Notify,
     state: Mutex<State>,
@@ -60,8 +62,8 @@ impl Tasks {
         io: IoContext,
         shutdown: CancellationToken,
     ) -> Self {
-        let (settled, state) = (Notify::new(), Mutex::default());
-        Self { namespace: namespace.to_owned(), reaper, events, io, shutdown, settled, state }
+        let (kills, settled, state) = (Kills::default(), Notify::new(), Mutex::default());
+        Self { namespace: namespace.to_owned(), reaper, events, io, shutdown, kills, settled, state }
     }
 
     /// Guards two collections for single look-ups and changes; never held across an await or a runtime call.
@@ -98,6 +100,7 @@ impl Tasks {
 
     pub(crate) fn remove(&self, id: &str) {
         self.state().containers.remove(id);
+        self.kills.leave(id);
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {

@@ -198,7 +198,7 @@ impl Fifos {
             drained(&container).await;
             container.ended.send_replace(true);
             // Asked before the task is deleted, and its cgroup with it. Nested cgroups make it more than one file.
-            let counted = tokio::task::spawn_blocking(move || container.cgroup.oom_kills()).await;
+            let counted = tokio::task::spawn_blocking(move || container.cgroup.oom_kills().unwrap_or(0)).await;
             oom_killed = counted.is_ok_and(|kills| kills > 0);
         }
         Ok(wire::WaitResponse { exit_status: exit.exit_status, exited_at: exit.exited_at, oom_killed })
