@@ -315,3 +315,9 @@ async fn the_end_of_the_daemon_closes_connections() {
     node.pods.clone().shutdown().await;
     plugin.closed().await;
 }
+
+#[tokio::test]
+async fn a_daemon_that_no_plugin_ever_connected_to_ends_at_once() {
+    let node = node().await;
+    tokio::time::timeout(Duration::from_secs(2), node.pods.shutdown()).await.unwrap();
+}

@@ -94,15 +94,16 @@ impl Hub {
     async fn accept(self: Arc<Hub>, listener: UnixListener) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let accepted = tokio::select! {
-                biased;
-                () = self.shutdown.cancelled() => return,
-                // The semaphore is never closed.
-                Ok(slot) = Arc::clone(&slots).acquire_owned() => listener.accept().await.map(|(socket, _)| (socket, slot)),
+            let next = async {
+                // It is never closed.
+                let slot = Arc::clone(&slots).acquire_owned().await;
+                listener.accept().await.map(|(socket, _)| (socket, slot))
             };
-            let (socket, slot) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
+            // All of it, so that a daemon that nobody connects to ends as soon as it is told to.
+            let (socket, slot) = match self.shutdown.run_until_cancelled(next).await {
+                None => return,
+                Some(Ok(accepted)) => accepted,
+                Some(Err(error)) => {
                     tracing::warn!(%error, "an NRI plugin cannot connect");
                     // Descriptors have run out, most likely: trying again at once would only spin.
                     tokio::time::sleep(Duration::from_millis(50)).await;
