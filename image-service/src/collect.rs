@@ -9,7 +9,6 @@ use std::{
     collections::{BTreeSet, HashSet},
     fs::File,
     sync::{Arc, PoisonError},
-    time::SystemTime,
 };
 
 use snapshotter::{Kind, Snapshotter};
@@ -187,7 +186,6 @@ impl Shared {
                 mountpoint: self.config.filesystems.get(name).cloned().unwrap_or_default(),
                 used_bytes: total.bytes,
                 inodes_used: total.inodes,
-                timestamp: SystemTime::now(),
             };
             match name == default {
                 true => filesystems.insert(0, usage),

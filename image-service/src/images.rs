@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use oci_spec::image::ImageConfiguration;
@@ -131,7 +131,6 @@ pub struct FsUsage {
     pub mountpoint: PathBuf,
     pub used_bytes: u64,
     pub inodes_used: u64,
-    pub timestamp: SystemTime,
 }
 
 /// The images of this node. Clones are handles of the same.

@@ -1,6 +1,6 @@
 //! ListImages, ImageStatus, PullImage, RemoveImage, ImageFsInfo.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::SystemTime};
 
 use ::image_service::{
     UnpackAgainError,
@@ -84,7 +84,8 @@ impl Cri {
     /// Images and writable layers share the snapshotters' file systems, so both lists name them, the default's first.
     pub(super) fn image_fs_info(&self) -> cri::ImageFsInfoResponse {
         let to_usage = |usage: FsUsage| cri::FilesystemUsage {
-            timestamp: to_nanoseconds(usage.timestamp),
+            // Every change is in the sum at once. The kubelet evicts for a want of disk only on figures newer than the last.
+            timestamp: to_nanoseconds(SystemTime::now()),
             fs_id: Some(cri::FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
             used_bytes: Some(cri::UInt64Value { value: usage.used_bytes }),
             inodes_used: Some(cri::UInt64Value { value: usage.inodes_used }),
