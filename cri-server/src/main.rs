@@ -2,6 +2,7 @@
 
 mod app;
 mod config;
+mod containerd;
 mod cri;
 mod log;
 mod offline;

@@ -8,7 +8,13 @@ pub(crate) mod socket;
 
 use std::io;
 
-use api::cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer};
+use api::{
+    containerd::services::{
+        containers::v1::containers_server::ContainersServer, tasks::v1::tasks_server::TasksServer,
+        version::v1::version_server::VersionServer,
+    },
+    cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
+};
 use futures_util::stream;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +23,7 @@ use tower::util::MapResponseLayer;
 
 use crate::{
     config::Grpc,
+    containerd::Containerd,
     cri::Cri,
     serve::{
         connection::Connection,
@@ -24,7 +31,7 @@ use crate::{
     },
 };
 
-/// Serves CRI until `shutdown`, then lets the calls that run have their answers.
+/// Serves CRI, and what there is of containerd's own API, until `shutdown`, then lets the calls that run have their answers.
 pub(crate) async fn serve(
     listener: UnixListener,
     grpc: &Grpc,
@@ -32,6 +39,8 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let owner = Owner { uid: grpc.uid, gid: grpc.gid };
+    let containerd =
+        Containerd { pods: cri.pods.clone(), config: cri.config.clone(), namespace: cri.namespace.clone() };
     let (receive, send) = (grpc.max_recv_message_size, grpc.max_send_message_size);
     let connections = stream::unfold(listener, move |listener| async move {
         let accepted: io::Result<Connection> = accept(&listener, owner).await.map(Connection::new);
@@ -44,6 +53,13 @@ pub(crate) async fn serve(
             RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(receive).max_encoding_message_size(send),
         )
         .add_service(ImageServiceServer::new(cri).max_decoding_message_size(receive).max_encoding_message_size(send))
+        .add_service(VersionServer::new(containerd.clone()))
+        .add_service(
+            ContainersServer::new(containerd.clone())
+                .max_decoding_message_size(receive)
+                .max_encoding_message_size(send),
+        )
+        .add_service(TasksServer::new(containerd).max_decoding_message_size(receive).max_encoding_message_size(send))
         .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
         .await
 }

@@ -220,6 +220,18 @@ impl Pods {
         self.shared.views.pod(id_or_prefix)
     }
 
+    /// The pod with this whole id, from when it is known that it will be made on. Reads the store where no view is
+    /// published yet.
+    pub async fn pod_from_its_intent(&self, id: &str) -> Result<Option<Arc<PodView>>, Error> {
+        if let Some(view) = self.pod(id).ok().filter(|view| view.id.as_str() == id) {
+            return Ok(Some(view));
+        }
+        let Some(record) = self.shared.world.rows.pod(id).await? else { return Ok(None) };
+        let netns = self.shared.world.paths.netns(&record.id);
+        // Without its intent it is as what it has come to so far: made, and nothing in it runs.
+        Ok(PodRecord { intent: None, ..record }.view(netns).map(Arc::new))
+    }
+
     /// Every container that was created and not yet removed.
     pub fn containers(&self) -> Vec<Arc<ContainerView>> {
         self.shared.views.containers()

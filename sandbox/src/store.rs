@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use ::store::{
     Namespace, Schema, Store,
-    rusqlite::{self, Connection, params},
+    rusqlite::{self, Connection, OptionalExtension, params},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -97,6 +97,19 @@ impl Rows {
                 .map(drop)
         })
         .await
+    }
+
+    /// The record of one pod.
+    pub(crate) async fn pod(&self, id: &str) -> Result<Option<PodRecord>, Error> {
+        let (namespace, id) = (self.namespace.clone(), id.to_owned());
+        let read = move |conn: &Connection| -> Result<Option<String>, ::store::Error> {
+            let sql = "SELECT record FROM pod WHERE namespace = ?1 AND id = ?2";
+            let mut statement = conn.prepare(sql)?;
+            let text = statement.query_row(params![namespace, id], |row| row.get(0)).optional()?;
+            Ok(text)
+        };
+        let text = self.store.read(read).await.map_err(|error| Error::failed("read the row of a pod", error))?;
+        text.map(|text| parse(&text)).transpose()
     }
 
     /// Every pod with its containers, and what could not be read, which is reported and left alone.
