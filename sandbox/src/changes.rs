@@ -28,9 +28,9 @@ pub struct Change {
     pub id: Id,
     pub kind: ChangeKind,
     pub at: SystemTime,
-    /// A pod that is deleted, as it was last.
+    /// A pod that is deleted, as it was last; of several attempts at the same pod the newest, whichever has changed.
     pub pod: Option<Arc<PodView>>,
-    /// All of the pod's that there are after the change.
+    /// All of the pod's that there are after the change, those of other attempts included.
     pub containers: Vec<Arc<ContainerView>>,
 }
 

@@ -389,6 +389,14 @@ pub struct PodView {
     pub oci_spec: serde_json::Value,
 }
 
+impl PodView {
+    /// Whether the two are attempts at one pod of Kubernetes.
+    pub(crate) fn is_same_pod(&self, other: &PodView) -> bool {
+        let (one, two) = (&self.spec.name, &other.spec.name);
+        (&one.uid, &one.namespace, &one.name) == (&two.uid, &two.namespace, &two.name)
+    }
+}
+
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {

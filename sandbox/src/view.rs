@@ -58,14 +58,26 @@ impl Views {
     }
 
     /// `known`: the pod, if it is at hand or not on its shelf any more.
+    ///
+    /// A pod that Kubernetes has made again is several here, one an attempt. The kubelet takes what it is told for the state
+    /// of the pod as a whole, and forgets the pod with the end of what it is shown: so it is shown the newest attempt, and the
+    /// containers of all of them, whichever has changed.
     fn tell(&self, id: &Id, kind: ChangeKind, known: Option<&Arc<PodView>>, pod: &Id) {
         if !self.feed.is_heard() {
             return;
         }
+        let own = known.cloned().or_else(|| self.pods.get(pod));
+        let mut attempts = match &own {
+            Some(own) if !own.spec.name.uid.is_empty() => self.pods.all(),
+            // Without a uid nobody says that two are one.
+            _ => Vec::new(),
+        };
+        attempts.retain(|other| own.as_ref().is_some_and(|own| own.id != other.id && own.is_same_pod(other)));
         let mut containers = self.containers.all();
-        containers.retain(|container| container.pod == *pod);
-        let pod = known.cloned().or_else(|| self.pods.get(pod));
-        self.feed.tell(Change { id: id.clone(), kind, at: SystemTime::now(), pod, containers });
+        containers
+            .retain(|container| container.pod == *pod || attempts.iter().any(|attempt| attempt.id == container.pod));
+        let newest = own.into_iter().chain(attempts).max_by_key(|pod| (pod.created_at, pod.spec.name.attempt));
+        self.feed.tell(Change { id: id.clone(), kind, at: SystemTime::now(), pod: newest, containers });
     }
 
     pub(crate) fn pods(&self) -> Vec<Arc<PodView>> {

@@ -255,6 +255,56 @@ async fn every_step_of_a_life_is_told_once_in_order_with_what_there_is_then() {
     machine.assert_clean("after the remove");
 }
 
+/// The kubelet keeps one state for a pod, by its uid; with that of an attempt before it would start all again.
+#[tokio::test]
+async fn what_becomes_of_an_earlier_attempt_is_told_with_the_newest() {
+    use ChangeKind::{Deleted, Stopped};
+    let Node { machine, pods, .. } = node().await;
+    let other = pods.run(pod_spec("other"), image()).await.unwrap();
+    let old = pods.run(pod_spec("web"), image()).await.unwrap();
+    let was = pods.create_container(old.as_str(), container_spec("app"), image()).await.unwrap();
+    pods.start_container(was.as_str()).await.unwrap();
+    machine.exit(&old, 1);
+    until("the pod is not ready", || pods.pod(old.as_str()).unwrap().state == PodState::NotReady).await;
+    let mut again = pod_spec("web");
+    again.name.attempt = 1;
+    let new = pods.run(again, image()).await.unwrap();
+    let is = pods.create_container(new.as_str(), container_spec("app"), image()).await.unwrap();
+
+    let mut changes = pods.changes();
+    pods.stop_container(was.as_str(), Duration::ZERO).await.unwrap();
+    pods.remove_container(was.as_str()).await.unwrap();
+    pods.remove(old.as_str()).await.unwrap();
+    pods.remove(new.as_str()).await.unwrap();
+    let both: &[&Id] = &[&was, &is];
+    let expected = [
+        (&was, Stopped, &new, PodState::Ready, both),
+        (&was, Deleted, &new, PodState::Ready, &[&is]),
+        (&old, Deleted, &new, PodState::Ready, &[&is]),
+        (&is, Deleted, &new, PodState::NotReady, &[]),
+        (&new, Deleted, &new, PodState::NotReady, &[]),
+    ];
+    let mut told = Vec::new();
+    while told.len() < expected.len() {
+        let change = changes.next().await.unwrap().unwrap();
+        if change.id == new && change.kind == Stopped {
+            continue;
+        }
+        told.push(change);
+    }
+    for (change, (id, kind, pod, state, containers)) in told.iter().zip(expected) {
+        let shown = change.pod.as_ref().unwrap();
+        assert_eq!((&change.id, change.kind, &shown.id, shown.state), (id, kind, pod, state));
+        let mut ids: Vec<&Id> = change.containers.iter().map(|container| &container.id).collect();
+        ids.sort_unstable();
+        let mut containers = containers.to_vec();
+        containers.sort_unstable();
+        assert_eq!(ids, containers, "at {kind:?} of {id}");
+    }
+    pods.remove(other.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
 #[tokio::test]
 async fn a_pause_process_that_dies_makes_the_pod_not_ready_and_closed_to_containers() {
     let Node { machine, pods, .. } = node().await;
