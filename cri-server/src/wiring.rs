@@ -123,6 +123,7 @@ pub(crate) fn sandbox(config: &Config) -> Result<sandbox::Config, sandbox::Error
         disable_hugetlb: runtime.disable_hugetlb,
         tolerate_missing_hugetlb: runtime.tolerate_missing_hugetlb,
         nri: nri(&config.nri),
+        max_checkpoint_bytes: runtime.max_checkpoint_bytes,
         timeouts: timeouts(runtime),
     })
 }

@@ -123,6 +123,13 @@ impl Client {
         answer.status.ok_or_else(|| Status::internal("an answer without a status"))
     }
 
+    /// What verbose status tells under `info`.
+    pub async fn container_info(&self, id: &str) -> Answer<serde_json::Value> {
+        let request = cri::ContainerStatusRequest { container_id: id.into(), verbose: true };
+        let answer = self.runtime.clone().container_status(request).await?.into_inner();
+        serde_json::from_str(&answer.info["info"]).map_err(|error| Status::internal(error.to_string()))
+    }
+
     pub async fn containers(&self) -> Answer<Vec<cri::Container>> {
         let request = cri::ListContainersRequest { filter: None };
         Ok(self.runtime.clone().list_containers(request).await?.into_inner().containers)

@@ -28,6 +28,8 @@ pub struct Image {
     pub architecture: String,
     /// `config` of the OCI image config: `Entrypoint`, `Cmd`, `Env`, `User`, `WorkingDir`, `StopSignal`.
     pub config: Value,
+    /// Of the manifest.
+    pub annotations: Value,
 }
 
 /// What a push made.
@@ -45,7 +47,7 @@ pub struct Pushed {
 
 impl Image {
     pub fn new(layers: Vec<Layer>, config: Value) -> Image {
-        Image { layers, architecture: host_architecture().to_owned(), config }
+        Image { layers, architecture: host_architecture().to_owned(), config, annotations: json!({}) }
     }
 
     /// Pushes under a tag.
@@ -65,6 +67,7 @@ impl Image {
             "mediaType": MANIFEST,
             "config": described(CONFIG, &id, config.len()),
             "layers": layers.map(|(layer, digest)| described(LAYER, digest, layer.blob.len())).collect::<Vec<_>>(),
+            "annotations": self.annotations,
         });
         let manifest = serde_json::to_vec(&manifest).unwrap();
         pusher.manifest(repository, tag, MANIFEST, &manifest);

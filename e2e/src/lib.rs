@@ -11,6 +11,7 @@ pub mod client;
 pub mod command;
 pub mod crictl;
 pub mod crilog;
+pub mod criu;
 pub mod fixture;
 pub mod gate;
 pub mod image;

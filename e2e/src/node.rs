@@ -41,6 +41,8 @@ pub const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     pub pause_image: String,
+    /// Further tables.
+    pub tables: String,
     /// The OCI runtime; empty is runc.
     pub runc: String,
     /// Further lines of the CRI plugin's table.
@@ -325,12 +327,14 @@ plugin_config_path = "{nri_config}"
 {nri_lines}
 [plugins."io.containerd.image-verifier.v1.bindir"]
 bin_dir = "{verifiers}"
+{tables}
 "#,
             root = at("root"),
             state = at("state"),
             socket = self.socket().display(),
             pause = self.settings.pause_image,
             cri = self.settings.cri,
+            tables = self.settings.tables,
             runc = self.settings.runc,
             shim = self.settings.shim,
             runc_root = at("runc"),

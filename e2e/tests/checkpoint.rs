@@ -56,6 +56,7 @@ impl World {
     /// The same on this OCI runtime, a script; without one, on runc.
     async fn start_with(script: &str) -> World {
         let mut node = TestNode::prepare().await;
+        node.settings.cri = "enable_criu = true".into();
         let runtime = node.path("runtime");
         if !script.is_empty() {
             fs::write(&runtime, script).unwrap();
@@ -163,6 +164,32 @@ async fn privileged_a_checkpoint_that_fails_says_why_and_leaves_nothing() {
     let status = client.checkpoint(&world.app, &directory.join("app.tar")).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
     assert!(status.message().contains("CONTAINER_EXITED"), "{status}");
+    world.finish().await;
+}
+
+/// V-K07: what a node has to lose by it is bounded, and without being asked for it is off.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_v_k07_a_checkpoint_is_off_unless_configured_and_has_a_size() {
+    let mut world = Box::pin(World::start()).await;
+    let directory = world.node.path("checkpoints");
+    fs::create_dir(&directory).unwrap();
+    for (tables, cri, code, named) in [
+        (
+            "[plugins.\"io.windlass.v1.checkpoints\"]\nmax_bytes = 1000\n",
+            "enable_criu = true",
+            Code::InvalidArgument,
+            "max_bytes",
+        ),
+        ("", "", Code::Unimplemented, "enable_criu"),
+    ] {
+        (world.node.settings.tables, world.node.settings.cri) = (tables.into(), cri.into());
+        world.node.restart().await;
+        let status = world.client().checkpoint(&world.app, &directory.join("app.tar")).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().contains(named), "{status}");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+        world.logs_on(world.lines()).await;
+    }
     world.finish().await;
 }
 

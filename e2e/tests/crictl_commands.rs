@@ -133,8 +133,8 @@ async fn privileged_pods_and_containers_are_shown_measured_and_taken_down() {
     if answer.code == Some(0) {
         assert!(fs::metadata(&archive).unwrap().len() > 0);
     } else {
-        // CRIU is not there, or not for this kernel.
-        assert!(answer.stderr.contains("CRIU") && !archive.exists(), "{answer:?}");
+        // It is off by default.
+        assert!(answer.stderr.contains("enable_criu = true") && !archive.exists(), "{answer:?}");
     }
 
     assert_ne!(crictl.answer(&["rm", &app]).code, Some(0), "it runs");

@@ -9,6 +9,7 @@
 //!
 //! This crate knows neither CRI nor pods. Invariant: a blob or a layer exists only if its digest was verified.
 
+mod annotated;
 mod arrival;
 pub mod auth;
 mod claims;

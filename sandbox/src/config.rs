@@ -49,6 +49,8 @@ pub struct Config {
     pub disable_hugetlb: bool,
     /// They are left out where the host cannot hold containers to them; else a container with such limits is refused.
     pub tolerate_missing_hugetlb: bool,
+    /// What a checkpoint of a container may hold, in bytes.
+    pub max_checkpoint_bytes: u64,
     pub timeouts: Timeouts,
 }
 

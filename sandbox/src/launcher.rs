@@ -92,6 +92,8 @@ pub struct NewTask {
     pub stdio: Option<TaskStdio>,
     /// The user and group that pipes and terminals are given to, so that a mapped root can open its own.
     pub io_owner: (u32, u32),
+    /// The images of CRIU that its processes are restored from when it is started.
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// The state of a task as its shim tells it.

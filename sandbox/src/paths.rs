@@ -71,6 +71,11 @@ impl Paths {
         self.container_root(id).join("checkpoint")
     }
 
+    /// What a container is restored from, until it is started.
+    pub(crate) fn restore(&self, id: &Id) -> PathBuf {
+        self.container_root(id).join("restore")
+    }
+
     pub(crate) fn container_roots(&self) -> PathBuf {
         self.root.join(CRI).join("containers")
     }

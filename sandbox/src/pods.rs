@@ -10,6 +10,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Config, Error, Handler, Session, blockio,
     changes::Changes,
-    checkpoint::Checkpoint,
+    checkpoint::{self, Base, Checkpoint, Restore},
     host::{CgroupMode, Host},
     launcher::Launcher,
     model::{
@@ -152,8 +153,29 @@ impl Pods {
 
     /// Prepares a container in a ready pod.
     pub async fn create_container(&self, pod: &str, spec: ContainerSpec, image: Image) -> Result<Id, Error> {
+        self.create(pod, Create { spec, image, restore: None }).await
+    }
+
+    /// The same, with processes and files from a checkpoint of a container of this image. They run when it is started.
+    pub async fn restore_container(
+        &self,
+        pod: &str,
+        spec: ContainerSpec,
+        image: Image,
+        restore: Restore,
+    ) -> Result<Id, Error> {
+        self.create(pod, Create { spec, image, restore: Some(restore) }).await
+    }
+
+    /// Which image the container of a checkpoint ran on, as its archive says. Reads and changes nothing.
+    pub async fn base_of_checkpoint(&self, archive: PathBuf) -> Result<Base, Error> {
+        let most = self.shared.world.config.max_checkpoint_bytes;
+        Operation::default().blocking(move || checkpoint::unpack::base(&archive, most)).await
+    }
+
+    async fn create(&self, pod: &str, create: Create) -> Result<Id, Error> {
         let (id, inbox) = self.shared.pod(pod)?;
-        let create = Box::new(Create { spec, image });
+        let create = Box::new(create);
         let asked = ask(&inbox, |reply| Request::Create(create, reply)).await;
         self.shared.gone_is_missing("pod sandbox", &id, asked)
     }

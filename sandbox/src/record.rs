@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Config, Error, Handler,
+    checkpoint::Restore,
     machine::{ContainerPhase, ContainerVerb, PodPhase, PodVerb},
     model::{
         ContainerSpec, ContainerState, ContainerUser, ContainerView, Exit, Id, Image, NamespaceMode, PodNetwork,
@@ -73,6 +74,9 @@ pub(crate) struct ContainerRecord {
     /// stays what was asked, so that a retry of the creation is known as one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) limits: Option<Resources>,
+    /// Where its processes come from, if they do not start anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restore: Option<Restore>,
 }
 
 impl PodRecord {
@@ -186,6 +190,7 @@ impl ContainerRecord {
             limits: None,
             spec: create.spec,
             image: create.image,
+            restore: create.restore,
         }
     }
 

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Error, Session,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Restore},
     model::{ContainerSpec, ExecOutput, Id, Image, PodResources, PodSpec, StreamRequest},
     nri::LimitChange,
 };
@@ -43,6 +43,7 @@ pub(crate) struct Run {
 pub(crate) struct Create {
     pub(crate) spec: ContainerSpec,
     pub(crate) image: Image,
+    pub(crate) restore: Option<Restore>,
 }
 
 #[derive(Debug)]

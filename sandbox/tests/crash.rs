@@ -3,31 +3,62 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+// Shared with the end-to-end tests: what they restore is what is restored here.
+#[path = "../../e2e/src/criu.rs"]
+#[expect(unreachable_pub, reason = "it is public where it is a crate's own")]
+mod criu;
 mod fake;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use fake::{Fault, Machine, Process, container_spec, image, pod_spec, shapes::image_volume};
 use windlass_sandbox::{
     Error, Pods,
-    model::{ContainerSpec, ContainerState, PodState, Resources},
+    checkpoint::Restore,
+    model::{ContainerSpec, ContainerState, ContainerView, PodState, Resources},
 };
 
 fn memory(limit: i64) -> Resources {
     Resources { memory_limit: limit, ..Resources::default() }
 }
 
-/// A pod's life: two containers, of which one is stopped and removed, and the other goes with the pod. The first one has
-/// two images as volumes, one of them twice.
+const RESTORED: &str = "restored";
+
+/// A checkpoint of a container like this one.
+fn checkpoint(like: &ContainerView) -> Restore {
+    static ARCHIVE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, archive) = ARCHIVE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (images, path) = (dir.path().join("images"), dir.path().join("c.tar"));
+        std::fs::create_dir(&images).unwrap();
+        criu::write_images(&images, &like.oci_spec, 0);
+        let mut tar = tar::Builder::new(File::create(&path).unwrap());
+        tar.append_dir_all("checkpoint", &images).unwrap();
+        tar.into_inner().unwrap();
+        (dir, path)
+    });
+    Restore { archive: archive.clone(), name: "c.tar".into() }
+}
+
+/// A pod's life: three containers, of which one is stopped and removed, and the others go with the pod. The first one has
+/// two images as volumes, one of them twice; the last one begins with a checkpoint.
 async fn life(pods: &Pods) -> Result<(), Error> {
     let pod = pods.run(pod_spec("web"), image()).await?;
     let mounts = [("/a", "one"), ("/b", "two"), ("/c", "one")].map(|(path, name)| image_volume(path, name));
     let with_images = ContainerSpec { mounts: mounts.into(), ..container_spec("first") };
     let first = pods.create_container(pod.as_str(), with_images, image()).await?;
     let second = pods.create_container(pod.as_str(), container_spec("second"), image()).await?;
+    let from = checkpoint(&*pods.container(second.as_str())?);
+    let restored = pods.restore_container(pod.as_str(), container_spec(RESTORED), image(), from).await?;
     pods.update_container(first.as_str(), memory(1 << 20)).await?;
     pods.start_container(first.as_str()).await?;
     pods.start_container(second.as_str()).await?;
+    pods.start_container(restored.as_str()).await?;
     pods.update_container(second.as_str(), memory(1 << 20)).await?;
     pods.stop_container(first.as_str(), Duration::from_millis(1)).await?;
     pods.remove_container(first.as_str()).await?;
@@ -40,7 +71,12 @@ async fn resume(pods: &Pods) -> Result<(), Error> {
     for container in pods.containers() {
         if container.state == ContainerState::Created && pods.pod(container.pod.as_str())?.state == PodState::Ready {
             // The retry of the creation answers the same container, and the container can still be started.
-            let again = pods.create_container(container.pod.as_str(), container.spec.clone(), image()).await?;
+            let (pod, spec) = (container.pod.as_str(), container.spec.clone());
+            let again = if container.spec.name.name == RESTORED {
+                pods.restore_container(pod, spec, image(), checkpoint(&container)).await?
+            } else {
+                pods.create_container(pod, spec, image()).await?
+            };
             assert_eq!(again, container.id);
             pods.start_container(container.id.as_str()).await?;
         }

@@ -28,6 +28,14 @@ impl Cgroup {
         parse(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?, unified)
     }
 
+    /// The same, if it is the process's own: not the root, and not the one that this program is in. Of those everything would
+    /// be killed with the container.
+    pub(crate) fn of_own(pid: i32) -> Option<Self> {
+        let found = Self::of_process(pid)?;
+        let own = Self::of_process(std::process::id().cast_signed());
+        (own.as_ref() != Some(&found) && found != Self::at(Path::new("/"))).then_some(found)
+    }
+
     /// The cgroup of this path, below the root of whatever hierarchy there is.
     pub(crate) fn at(path: &Path) -> Self {
         let unified = Path::new(MOUNT).join("cgroup.controllers").exists();

@@ -193,6 +193,9 @@ pub(crate) struct Runtime {
     pub(crate) unprivileged_icmp: bool,
     /// CheckpointContainer, which writes what a container has in memory to a file (`enable_criu`).
     pub(crate) checkpoints: bool,
+    /// CreateContainer from a checkpoint (`restore` of `io.windlass.v1.checkpoints`).
+    pub(crate) restores: bool,
+    pub(crate) max_checkpoint_bytes: u64,
     /// `/proc` is masked as by default, whatever CRI says.
     pub(crate) disable_proc_mount: bool,
     /// Devices belong to the user and group that the container runs as.
@@ -361,7 +364,9 @@ impl Default for Runtime {
             ignore_image_volumes: false,
             unprivileged_ports: true,
             unprivileged_icmp: true,
-            checkpoints: true,
+            checkpoints: false,
+            restores: false,
+            max_checkpoint_bytes: 64 << 30,
             disable_proc_mount: false,
             device_ownership: false,
             disable_hugetlb: false,

@@ -73,6 +73,7 @@ pub(super) fn apply(
     let verifiers = plugins.named_section("io.containerd.image-verifier.v1.bindir")?;
     registry::verifiers(verifiers, &mut config.images.policy, warnings)?;
     own(plugins.named_section("io.windlass.v1.images")?, config, warnings)?;
+    checkpoints(plugins.named_section("io.windlass.v1.checkpoints")?, config, warnings)?;
     nri(plugins.named_section("io.containerd.nri.v1.nri")?, config, warnings)?;
     classes(plugins.named_section("io.containerd.service.v1.tasks-service")?, config, warnings)?;
     // What is left below `plugins` belongs to plugins that this daemon does not have; containerd's own default file
@@ -301,6 +302,13 @@ fn own(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) ->
     section.number("max_layer_files", &mut images.max_layer_files)?;
     section.number("max_image_bytes", &mut images.max_image_bytes)?;
     section.number("max_image_files", &mut images.max_image_files)?;
+    section.unknown(warnings);
+    Ok(())
+}
+
+fn checkpoints(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
+    section.boolean("restore", &mut config.runtime.restores)?;
+    section.number("max_bytes", &mut config.runtime.max_checkpoint_bytes)?;
     section.unknown(warnings);
     Ok(())
 }

@@ -22,7 +22,8 @@ use super::{
         container::parse_container, image::to_sandbox_image, invalid, parse_name, parse_resources, required,
         status::to_container_status,
     },
-    errors::{sandbox_status, shortened},
+    errors::sandbox_status,
+    restore::absent,
 };
 
 impl Cri {
@@ -35,10 +36,10 @@ impl Cri {
         let images = |name: &str| self.images.resolve(&self.namespace, name);
         let (mut spec, image) = parse_container(required(request.config, "config")?, &images)?;
         spec.seccomp = self.seccomp_of(spec.seccomp)?;
-        // An image is never pulled here: the kubelet has pulled it, or its policy is Never.
-        let Some(found) = images(&image) else {
-            let what = format!("image {image:?} is not on the node; pull it first");
-            return Err(Status::not_found(shortened(what)));
+        let found = images(&image);
+        let (found, restore) = match self.checkpoint_of(&image, found.clone()).await? {
+            Some(archive) => self.base_of(&image, archive).await.map(|(base, restore)| (base, Some(restore)))?,
+            None => (found.ok_or_else(|| absent(&image))?, None),
         };
         // A pod that is not there is refused with the rest of what its owner looks at.
         if let Ok(pod) = self.pods.pod(&pod) {
@@ -47,8 +48,12 @@ impl Cri {
                 self.unpack_for(&image, Some(&pod.snapshotter), &pod.spec.handler).await?;
             }
         }
-        let id =
-            self.pods.create_container(&pod, spec, to_sandbox_image(&found, image)).await.map_err(sandbox_status)?;
+        let image = to_sandbox_image(&found, image);
+        let created = match restore {
+            Some(restore) => self.pods.restore_container(&pod, spec, image, restore).await,
+            None => self.pods.create_container(&pod, spec, image).await,
+        };
+        let id = created.map_err(sandbox_status)?;
         Ok(cri::CreateContainerResponse { container_id: id.to_string() })
     }
 

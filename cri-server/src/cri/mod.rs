@@ -15,6 +15,7 @@ mod metrics;
 mod node;
 mod node_info;
 mod pods;
+mod restore;
 mod runtime_service;
 mod stats;
 

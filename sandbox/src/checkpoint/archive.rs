@@ -18,34 +18,24 @@ use std::{
 use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
 
+use super::room::Bounded;
 use crate::{Error, model::ContainerState, record::ContainerRecord};
 
 /// In the working directory: CRIU's files, and the layer.
 pub(crate) const IMAGE: &str = "checkpoint";
 pub(crate) const LAYER: &str = "rootfs-diff.tar";
 
-/// What is left free on a file system that a checkpoint is written to, in bytes: a full disk would take the node down.
-const FLOOR: u64 = 256 << 20;
-
-/// Fails unless `bytes` fit where `path` will be, and something is left.
-pub(crate) fn check_space(path: &Path, bytes: u64) -> Result<(), Error> {
-    let failed =
-        |error: rustix::io::Errno| Error::failed(format!("look at the file system of {}", path.display()), error);
-    let found = rustix::fs::statvfs(path).map_err(failed)?;
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
-    if free >= bytes.saturating_add(FLOOR) {
-        return Ok(());
-    }
-    Err(Error::Unavailable(format!(
-        "the checkpoint needs {bytes} bytes in {}, where {free} are free and {FLOOR} must stay free; make room or choose another location",
-        path.display()
-    )))
-}
-
 /// Packs what is in `work` and what is known of the container into `location`. Blocks.
 ///
-/// The file appears when it is complete; on failure nothing of it is left.
-pub(crate) fn write(record: &ContainerRecord, runtime: &str, work: &Path, location: &Path) -> Result<(), Error> {
+/// The file appears when it is complete; on failure, of the disk or because it would have more than `most` bytes, nothing of
+/// it is left.
+pub(crate) fn write(
+    record: &ContainerRecord,
+    runtime: &str,
+    work: &Path,
+    location: &Path,
+    most: u64,
+) -> Result<(), Error> {
     let failed = |error: io::Error| Error::failed(format!("write the checkpoint {}", location.display()), error);
     let name = location.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let mut partial_name = std::ffi::OsString::from(".");
@@ -54,7 +44,7 @@ pub(crate) fn write(record: &ContainerRecord, runtime: &str, work: &Path, locati
     let partial = location.with_file_name(partial_name);
     // Of a daemon that was killed here before. Nobody else uses a name with this id.
     let _ = fs::remove_file(&partial);
-    let written = pack(record, runtime, work, &partial).and_then(|()| fs::rename(&partial, location));
+    let written = pack(record, runtime, work, &partial, most).and_then(|()| fs::rename(&partial, location));
     if written.is_err() {
         // The error that counts is the one of the writing.
         let _ = fs::remove_file(&partial);
@@ -62,10 +52,10 @@ pub(crate) fn write(record: &ContainerRecord, runtime: &str, work: &Path, locati
     written.map_err(failed)
 }
 
-fn pack(record: &ContainerRecord, runtime: &str, work: &Path, target: &Path) -> io::Result<()> {
+fn pack(record: &ContainerRecord, runtime: &str, work: &Path, target: &Path, most: u64) -> io::Result<()> {
     // Memory of processes is in it: for root alone.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target)?;
-    let mut tar = Builder::new(io::BufWriter::with_capacity(1 << 20, file));
+    let mut tar = Builder::new(io::BufWriter::with_capacity(1 << 20, Bounded::new(file, most)));
     add(&mut tar, "config.dump", &config(record, runtime).to_string())?;
     add(&mut tar, "spec.dump", &record.oci_spec.to_string())?;
     add(&mut tar, "status.dump", &status(record).to_string())?;
@@ -88,7 +78,7 @@ fn pack(record: &ContainerRecord, runtime: &str, work: &Path, target: &Path) -> 
     }
     add_plain_file(&mut tar, LAYER, &work.join(LAYER))?;
     let file = tar.into_inner()?.into_inner().map_err(|error| error.into_error())?;
-    file.sync_all()
+    file.into_inner().sync_all()
 }
 
 fn add(tar: &mut Builder<impl Write>, name: &str, text: &str) -> io::Result<()> {
@@ -167,4 +157,27 @@ fn status(record: &ContainerRecord) -> Value {
 /// RFC 3339 in UTC.
 fn time(at: SystemTime) -> String {
     jiff::Timestamp::try_from(at).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// V-K07: what was there stays, and nothing is added.
+    #[test]
+    fn v_k07_an_archive_that_would_be_too_large_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (work, location) = (dir.path().join("work"), dir.path().join("out/app.tar"));
+        fs::create_dir_all(work.join(IMAGE)).unwrap();
+        fs::create_dir(dir.path().join("out")).unwrap();
+        fs::write(work.join(IMAGE).join("pages-1.img"), vec![1; 100_000]).unwrap();
+        fs::write(&location, "an older one").unwrap();
+        let record = crate::store::tests::container();
+        let refused = write(&record, "runc", &work, &location, 50_000).unwrap_err();
+        assert!(refused.chain().contains("max_bytes"), "{}", refused.chain());
+        assert_eq!(fs::read_to_string(&location).unwrap(), "an older one");
+        assert_eq!(fs::read_dir(dir.path().join("out")).unwrap().count(), 1);
+        write(&record, "runc", &work, &location, 200_000).unwrap();
+        assert!(fs::metadata(&location).unwrap().len() > 100_000);
+    }
 }

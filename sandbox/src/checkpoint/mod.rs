@@ -1,18 +1,39 @@
-//! Checkpoints of containers: what they hold, and what making one needs of the machine.
+//! Checkpoints of containers: what they hold, what making one needs of the machine, and containers that begin with one.
 //!
 //! ```text
 //! ops/checkpoint_container.rs   pause ─► dump by CRIU ─► writable layer ─► resume ─► archive ─► rename
 //! archive.rs                    the files of an archive, in the layout that checkpointctl and other runtimes know
-//! criu.rs                       whether CRIU is there
+//! criu.rs, room.rs              whether CRIU is there, and space on the disk
+//!
+//! ops/create_container.rs       all as without a checkpoint ─► restore.rs: unpack ─► layer ─► verify
+//! unpack.rs                     the way from an archive, which is hostile, to the daemon's own directory
+//! verify.rs, and what it names  whether the processes would have more than the request gives
+//! ops/start_container.rs        a task of the shim's with the images, which the OCI runtime restores
 //! ```
 //!
-//! Invariant: the directory `Paths::checkpoint` exists while a container may be paused for a checkpoint, so
-//! whoever finds it after a crash knows what to resume.
+//! Invariants: the directory `Paths::checkpoint` exists while a container may be paused for a checkpoint, so whoever finds it
+//! after a crash knows what to resume. What a container gets is made from its request and its base image alone; an archive
+//! adds memory, open files and a layer, and is refused where these would bring more.
 
 pub(crate) mod archive;
+mod cgroups;
 pub(crate) mod criu;
+mod given;
+mod image;
+mod images;
+mod mounts;
+mod open_files;
+mod processes;
+pub(crate) mod restore;
+pub(crate) mod room;
+pub(crate) mod unpack;
+mod verify;
+
+pub use unpack::Base;
 
 use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, launcher::Clients, model::Id, world::World};
 
@@ -22,6 +43,28 @@ pub struct Checkpoint {
     /// The archive to make. A file that is there is replaced when the new one is complete.
     pub location: PathBuf,
     pub timeout: Duration,
+}
+
+/// What a container is restored from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The archive: a tar, maybe compressed with gzip or zstd. It is read when the container is created, and not again.
+    pub archive: PathBuf,
+    /// What the client called it, for errors.
+    pub name: String,
+}
+
+/// Fails if an annotation of the spec names a file of CRIU's own options, which the OCI runtime would hand on: a path of the
+/// host, chosen by who made the pod, with programs to run among the options.
+pub(crate) fn refuse_options(spec: &serde_json::Value) -> Result<(), Error> {
+    let annotations = spec["annotations"].as_object();
+    match annotations.and_then(|annotations| annotations.keys().find(|name| name.starts_with("org.criu."))) {
+        None => Ok(()),
+        Some(name) => Err(Error::Invalid(format!(
+            "annotation {name:?} reaches the OCI runtime, which would read options of CRIU from there; take it out of the \
+             handler's pod_annotations and container_annotations"
+        ))),
+    }
 }
 
 /// Lets a container go on that the daemon's last life left paused, and removes the rest of its checkpoint. Blocks for the
@@ -46,3 +89,6 @@ pub(crate) async fn resume(world: &World, id: &Id, clients: &Clients) -> Result<
     }
     tasks.resume(id.as_str()).await.map_err(failed)
 }
+
+#[cfg(test)]
+mod tests;

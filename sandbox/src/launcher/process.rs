@@ -173,6 +173,7 @@ impl Shim for Connected {
                 stdout: urls.stdout,
                 stderr: urls.stderr,
                 options: options(&new.handler, new.io_owner),
+                checkpoint: new.checkpoint.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
                 ..task::CreateTaskRequest::default()
             };
             let created = self.timed().create(&request).await;

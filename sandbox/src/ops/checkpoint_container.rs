@@ -13,7 +13,8 @@ use crate::{
     checkpoint::{
         Checkpoint,
         archive::{self, IMAGE, LAYER},
-        criu, resume,
+        criu, refuse_options, resume,
+        room::{self, Bounded},
     },
     launcher::Clients,
     record::{ContainerRecord, PodRecord},
@@ -33,12 +34,15 @@ pub(crate) async fn run(
     let Ok(_only) = one_at_a_time.try_lock() else {
         return Err(Error::Unavailable(format!("a checkpoint of container {id} is being made; try again")));
     };
+    refuse_options(&container.oci_spec)?;
     criu::check().await?;
     let Checkpoint { location, timeout } = checkpoint;
     let work = world.paths.checkpoint(&id);
     let (on, space, target) = (Arc::clone(&world), work.clone(), location.clone());
-    let memory = memory(&clients, &container).await?;
-    blocking(move || prepare(&on, &space, &target, memory)).await?;
+    let asked = clients.tasks.pids(id.as_str()).await;
+    let pids = asked.map_err(|status| Error::failed(format!("list the processes of {id}"), status))?;
+    let pids = pids.processes.iter().map(|process| process.pid).collect();
+    blocking(move || prepare(&on, &space, &target, pids)).await?;
     let what = || format!("checkpoint container {id}");
     let made = within(timeout, what, Box::pin(make(&world, &clients, &pod, &container, &work, &location))).await;
     // A time-out leaves it paused.
@@ -53,7 +57,7 @@ pub(crate) async fn run(
 }
 
 /// Blocks.
-fn prepare(world: &World, work: &Path, location: &Path, memory: u64) -> Result<(), Error> {
+fn prepare(world: &World, work: &Path, location: &Path, pids: Vec<u32>) -> Result<(), Error> {
     let directory = location.parent().unwrap_or(Path::new("/"));
     if !directory.is_dir() {
         return Err(Error::Invalid(format!("location: {} is no directory", directory.display())));
@@ -63,8 +67,20 @@ fn prepare(world: &World, work: &Path, location: &Path, memory: u64) -> Result<(
     }
     world.node.remove_dir(work)?;
     world.node.make_dir(work, 0o700)?;
-    archive::check_space(work, memory)?;
-    archive::check_space(directory, memory)
+    let (memory, most) = (memory(&pids), world.config.max_checkpoint_bytes);
+    if memory > most {
+        return Err(Error::Invalid(format!(
+            "the container holds {memory} bytes in memory, a checkpoint may have {most}; raise max_bytes of \
+             io.windlass.v1.checkpoints"
+        )));
+    }
+    let roomy = room::check(work, memory).and_then(|()| room::check(directory, memory));
+    if roomy.is_err()
+        && let Err(error) = world.node.remove_dir(work)
+    {
+        tracing::warn!(error = error.chain(), "an empty directory is left until the container is removed");
+    }
+    roomy
 }
 
 async fn make(
@@ -97,32 +113,31 @@ async fn make(
             ))
         })?;
         let failed = |error: std::io::Error| Error::failed(format!("write {}", to.display()), error);
-        let out = BufWriter::with_capacity(1 << 20, File::create_new(&to).map_err(failed)?);
+        let file = Bounded::new(File::create_new(&to).map_err(failed)?, on.config.max_checkpoint_bytes);
+        let out = BufWriter::with_capacity(1 << 20, file);
         let written = snapshotter::apply::diff(&layer.upper, out);
         written.map_err(|error| Error::failed(format!("write the writable layer of {from}"), error))
     })
     .await?;
     resume(world, id, clients).await?;
     let (of, work, location) = (container.clone(), work.to_owned(), location.to_owned());
-    let runtime = pod.handler.clone();
+    let (runtime, most) = (pod.handler.clone(), world.config.max_checkpoint_bytes);
     blocking(move || {
         let directory = location.parent().unwrap_or(Path::new("/"));
-        archive::check_space(directory, size(&work).unwrap_or(0))?;
-        archive::write(&of, &runtime, &work, &location)
+        room::check(directory, size(&work).unwrap_or(0))?;
+        archive::write(&of, &runtime, &work, &location, most)
     })
     .await
 }
 
-/// What the container's processes hold in memory, in bytes: about what the dump will take.
-async fn memory(clients: &Clients, container: &ContainerRecord) -> Result<u64, Error> {
-    let asked = clients.tasks.pids(container.id.as_str()).await;
-    let pids = asked.map_err(|status| Error::failed(format!("list the processes of {}", container.id), status))?;
-    let pages = pids.processes.iter().filter_map(|process| {
+/// What processes hold in memory, in bytes: about what the dump will take. Blocks.
+fn memory(pids: &[u32]) -> u64 {
+    let pages = pids.iter().filter_map(|pid| {
         // The second field of statm is the resident set, in pages. A process that has ended holds none.
-        let text = std::fs::read_to_string(format!("/proc/{}/statm", process.pid)).ok()?;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
         text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
     });
-    Ok(pages.sum::<u64>() * rustix::param::page_size() as u64)
+    pages.sum::<u64>() * rustix::param::page_size() as u64
 }
 
 /// The bytes of all files in the directory and those directly in it.

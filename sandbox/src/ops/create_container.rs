@@ -5,7 +5,9 @@ use std::{fs, sync::Arc};
 use oci_spec::runtime::LinuxBlockIo;
 
 use crate::{
-    Error, apparmor, bundle, cdi, image_volumes,
+    Error, apparmor, bundle, cdi,
+    checkpoint::restore,
+    image_volumes,
     model::{ContainerSpec, ContainerState, ContainerUser, Id, Resources, VolumeMount},
     nri::{Adjustment, HostLimits},
     oci::{self, ContainerInput, HandlerOptions, devices, mounts, seccomp},
@@ -40,7 +42,8 @@ pub(crate) async fn run(
     let made = async {
         let (on, of, record) = (Arc::clone(&world), pod.clone(), container.clone());
         let created = operation.blocking(move || make(&on, &of, &record, target_pid)).await?;
-        Box::pin(adjust(&world, &pod, &container, created, &operation)).await
+        let created = Box::pin(adjust(&world, &pod, &container, created, &operation)).await?;
+        verify(&world, &container, created, &operation).await
     };
     match operation.until_interrupted(made).await {
         Ok(created) => {
@@ -82,6 +85,22 @@ async fn adjust(
     applied.await
 }
 
+/// Looks at a checkpoint that the container is to begin with, now that its spec is what it will be.
+async fn verify(
+    world: &Arc<World>,
+    container: &ContainerRecord,
+    created: Created,
+    operation: &Operation,
+) -> Result<Created, Error> {
+    let Some(from) = container.restore.clone() else { return Ok(created) };
+    let (on, id) = (Arc::clone(world), container.id.clone());
+    let checked = operation.blocking(move || {
+        restore::verify_unpacked(&on, &id, &created.oci_spec, &from)?;
+        Ok(created)
+    });
+    checked.await
+}
+
 /// Puts what plugins want into the spec and into the bundle. Blocks.
 fn apply(
     world: &World,
@@ -118,6 +137,9 @@ fn make(
     target_pid: Option<i32>,
 ) -> Result<Created, Error> {
     let (id, request) = (&container.id, &container.spec);
+    if container.restore.is_some() {
+        restore::check(world, pod)?;
+    }
     let handler = handler_options(world.handler(&pod.handler)?, world.cgroup_parent(pod));
     // What can be refused without an effect is refused before the first one.
     let mut resolved = mounts::resolve_sources(&request.mounts)?;
@@ -169,10 +191,14 @@ fn make(
         let linux = spec.linux_mut().get_or_insert_default();
         linux.resources_mut().get_or_insert_default().set_block_io(Some(block_io));
     }
-    if let Some(labels) = labels.filter(|_| !request.privileged) {
+    if let Some(labels) = labels.clone().filter(|_| !request.privileged) {
         selinux::apply(&mut spec, labels);
     }
     let oci_spec = bundle::write_config(world, id, &spec)?;
+    if let Some(from) = &container.restore {
+        drop(root);
+        restore::fill(world, pod, container, from, labels.as_ref())?;
+    }
     Ok(Created { user, oci_spec, limits: None })
 }
 

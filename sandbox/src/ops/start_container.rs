@@ -6,6 +6,7 @@ use shim::client::TaskStdio;
 
 use crate::{
     Error,
+    checkpoint::archive::IMAGE,
     launcher::{NewTask, Shim},
     model::ContainerState,
     record::{ContainerRecord, PodRecord, start_error},
@@ -46,7 +47,19 @@ pub(crate) async fn run(
             world.nri.stop_container(&pod, &container).await;
         }
     }
+    drop_images(&world, &container).await;
     started
+}
+
+/// Removes what the container was restored from: it cannot be started again, and memory of processes is in it.
+async fn drop_images(world: &Arc<World>, container: &ContainerRecord) {
+    if container.restore.is_none() {
+        return;
+    }
+    let (on, directory) = (Arc::clone(world), world.paths.restore(&container.id));
+    if let Err(error) = Operation::default().blocking(move || on.node.remove_dir(&directory)).await {
+        tracing::warn!(container = %container.id, error = error.chain(), "what a container was restored from is left until it is removed");
+    }
 }
 
 /// Goes on with a task's output, after another daemon or another connection. The task is none the worse if that fails.
@@ -81,5 +94,6 @@ fn new_task(world: &World, pod: &PodRecord, container: &ContainerRecord) -> NewT
         handler: bundle.handler,
         stdio: Some(stdio),
         io_owner: pod.root_on_host(),
+        checkpoint: container.restore.as_ref().map(|_| world.paths.restore(&container.id).join(IMAGE)),
     }
 }

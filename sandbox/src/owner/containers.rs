@@ -31,7 +31,9 @@ impl Owner {
                 container.record.id.clone(),
                 container.record.phase(),
                 container.in_flight(),
-                container.record.spec == create.spec && container.record.image == create.image,
+                container.record.spec == create.spec
+                    && container.record.image == create.image
+                    && container.record.restore == create.restore,
             ),
             None => match Id::random() {
                 Ok(id) => (id, ContainerPhase::New, None, true),
@@ -238,7 +240,7 @@ impl Owner {
                 let Some(container) = self.containers.get(&id) else { return };
                 let (record, reaped) = (container.record.clone(), Arc::clone(&container.reaped));
                 self.spawn(Some(id.clone()), async move {
-                    let torn = ops::remove_container::run(world, pod, record, shim, reaped).await;
+                    let torn = Box::pin(ops::remove_container::run(world, pod, record, shim, reaped)).await;
                     Ended::Removed(id, torn)
                 });
             }

@@ -106,6 +106,7 @@ pub(crate) fn container() -> ContainerRecord {
         user: ContainerUser::default(),
         oci_spec: serde_json::Value::Null,
         limits: None,
+        restore: None,
     }
 }
 

@@ -260,6 +260,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         ignore_image_volumes: false,
         nri: None,
         disable_hugetlb: false,
+        max_checkpoint_bytes: 1 << 30,
         tolerate_missing_hugetlb: true,
         timeouts: Timeouts { kill: Duration::from_secs(5), ..Timeouts::default() },
     }

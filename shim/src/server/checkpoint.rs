@@ -73,7 +73,7 @@ pub(crate) async fn restore(tasks: &Arc<Tasks>, container: &Arc<Container>) -> R
     match run_restore(tasks, container, &image).await {
         Ok(child) => {
             let pid = child.pid;
-            if let Some(cgroup) = Cgroup::of_process(pid) {
+            if let Some(cgroup) = Cgroup::of_own(pid) {
                 tasks.kills.enter(&container.id, cgroup.clone());
                 // Nothing else sets it.
                 let _ = container.cgroup.set(cgroup);

@@ -1,0 +1,6 @@
+//! Checkpoints that try to get more than their container has, and archives that try to get out.
+
+mod archives;
+mod privileges;
+mod sample;
+mod surroundings;

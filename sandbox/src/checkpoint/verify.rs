@@ -1,0 +1,85 @@
+//! Whether a checkpoint may be restored: no process of it may have more than the request gives.
+//!
+//! ```text
+//! image.rs, images.rs  CRIU's files and their names        given.rs       what the request gives
+//! processes.rs         ids, capabilities, profiles, namespaces, limits
+//! mounts.rs            what is mounted, and what has to be                 cgroups.rs  where the processes are put: there
+//!                                                                                      the archive's file is written anew
+//! open_files.rs        what is open
+//! ```
+//!
+//! What is not understood is refused. What is not checked, because it is the processes' own or a matter of the host's: the
+//! content of memory and of tmpfs; by which user an open file could have been opened, since CRIU opens it as root, though
+//! only in the container's mounts and within its device rules; limits (rlimits) that the request does not name; timers,
+//! signals and socket options. A request with a seccomp profile is refused whole. CRIU itself reads every file as root: whoever allows restores trusts it with that.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use super::{cgroups, given::Given, images::Images, mounts, open_files, processes};
+use crate::{Error, host::CgroupMode};
+
+/// Fails unless the images in `directory`, which is the daemon's own, may be restored into a container with this OCI spec, whose root file system is
+/// mounted at `rootfs`. Blocks.
+pub(crate) fn verify(
+    directory: &Path,
+    spec: &serde_json::Value,
+    rootfs: &Path,
+    cgroup: CgroupMode,
+    name: &str,
+) -> Result<(), Error> {
+    let given = Given::parse(spec)?;
+    let images = Images::open(directory)?;
+    let place = |path: &Path| place(rootfs, path);
+    // A path that this kernel does not have is not there in a container either.
+    let on_host = |path: &Path| {
+        let kernels = path.starts_with("/proc") || path.starts_with("/sys");
+        !kernels || rustix::fs::statat(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    };
+    let checked = processes::check(&images, &given).and_then(|namespace| {
+        let mounts = mounts::check(&images, &given, namespace, &place, &on_host)?;
+        open_files::check(&images, &given, &mounts)?;
+        cgroups::check(&images, &given, cgroup == CgroupMode::V2)
+    });
+    let own = checked.map_err(|refused| {
+        Error::Invalid(format!(
+            "checkpoint {name} is refused: {refused}; its processes would get what this container's configuration does not give"
+        ))
+    })?;
+    let Some(own) = own else { return Ok(()) };
+    let path = directory.join("cgroup.img");
+    let written = fs::remove_file(&path).and_then(|()| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        file.write_all(&own)
+    });
+    written.map_err(|error| Error::failed(format!("write {}", path.display()), error))
+}
+
+/// Where a path leads in the container, with its links followed beneath the root. What is missing is made by the runtime.
+fn place(rootfs: &Path, path: &Path) -> PathBuf {
+    let resolved = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let root = rustix::fs::openat(CWD, rootfs, flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
+        let found = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve).ok()?;
+        let name = |fd: &std::os::fd::OwnedFd| {
+            use std::os::fd::AsRawFd;
+            std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
+        };
+        let inside = name(&found)?.strip_prefix(name(&root)?).ok()?.to_owned();
+        Some(Path::new("/").join(inside))
+    };
+    for known in path.ancestors() {
+        if let Some(found) = resolved(known) {
+            let rest = path.strip_prefix(known).unwrap_or(Path::new(""));
+            return if rest.as_os_str().is_empty() { found } else { found.join(rest) };
+        }
+    }
+    path.to_owned()
+}
