@@ -10,7 +10,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -26,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Config, Error, Handler, Session, blockio,
     changes::Changes,
-    checkpoint::{self, Base, Checkpoint, Restore},
+    checkpoint::Checkpoint,
     host::{CgroupMode, Host},
     launcher::Launcher,
     model::{
@@ -156,24 +155,7 @@ impl Pods {
         self.create(pod, Create { spec, image, restore: None }).await
     }
 
-    /// The same, with processes and files from a checkpoint of a container of this image. They run when it is started.
-    pub async fn restore_container(
-        &self,
-        pod: &str,
-        spec: ContainerSpec,
-        image: Image,
-        restore: Restore,
-    ) -> Result<Id, Error> {
-        self.create(pod, Create { spec, image, restore: Some(restore) }).await
-    }
-
-    /// Which image the container of a checkpoint ran on, as its archive says. Reads and changes nothing.
-    pub async fn base_of_checkpoint(&self, archive: PathBuf) -> Result<Base, Error> {
-        let most = self.shared.world.config.max_checkpoint_bytes;
-        Operation::default().blocking(move || checkpoint::unpack::base(&archive, most)).await
-    }
-
-    async fn create(&self, pod: &str, create: Create) -> Result<Id, Error> {
+    pub(crate) async fn create(&self, pod: &str, create: Create) -> Result<Id, Error> {
         let (id, inbox) = self.shared.pod(pod)?;
         let create = Box::new(create);
         let asked = ask(&inbox, |reply| Request::Create(create, reply)).await;
@@ -307,6 +289,10 @@ impl Pods {
             Ok(checked.filter_map(Result::err).collect())
         };
         Operation::default().blocking(check).await.unwrap_or_else(|error| vec![error])
+    }
+
+    pub(crate) fn max_checkpoint_bytes(&self) -> u64 {
+        self.shared.world.config.max_checkpoint_bytes
     }
 
     /// What [`crate::stats`] reads besides the views: the host's cgroups, and the snapshots of writable layers.

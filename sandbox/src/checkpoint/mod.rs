@@ -35,7 +35,13 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, launcher::Clients, model::Id, world::World};
+use crate::{
+    Error, Pods,
+    launcher::Clients,
+    model::{ContainerSpec, Id, Image},
+    request::Create,
+    world::{Operation, World},
+};
 
 /// What CheckpointContainer asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +58,26 @@ pub struct Restore {
     pub archive: PathBuf,
     /// What the client called it, for errors.
     pub name: String,
+}
+
+impl Pods {
+    /// As [`Pods::create_container`], with processes and files from a checkpoint of a container of this image. They run when
+    /// it is started.
+    pub async fn restore_container(
+        &self,
+        pod: &str,
+        spec: ContainerSpec,
+        image: Image,
+        restore: Restore,
+    ) -> Result<Id, Error> {
+        self.create(pod, Create { spec, image, restore: Some(restore) }).await
+    }
+
+    /// Which image the container of a checkpoint ran on, as its archive says. Reads and changes nothing.
+    pub async fn base_of_checkpoint(&self, archive: PathBuf) -> Result<Base, Error> {
+        let most = self.max_checkpoint_bytes();
+        Operation::default().blocking(move || unpack::base(&archive, most)).await
+    }
 }
 
 /// Fails if an annotation of the spec names a file of CRIU's own options, which the OCI runtime would hand on: a path of the
