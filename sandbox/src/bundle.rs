@@ -23,13 +23,14 @@ use crate::{
     world::World,
 };
 
-/// Makes snapshot and bundle and mounts the root; answers where.
+/// Makes snapshot and bundle and mounts the root; answers where. `once`: it will not be mounted again.
 pub(crate) fn make(
     world: &World,
     pod: &PodRecord,
     id: &Id,
     image: &Image,
     labels: Option<&selinux::Labels>,
+    once: bool,
 ) -> Result<PathBuf, Error> {
     let snapshotter = world.snapshotter(&pod.snapshotter)?;
     let parent = (!image.chain_id.is_empty()).then_some(image.chain_id.as_str());
@@ -37,7 +38,7 @@ pub(crate) fn make(
         snapshotter.prepare(&world.config.namespace, id.as_str(), parent, &Labels::new()).map_err(|error| {
             Error::failed(format!("prepare the root file system of {id} from image {}", image.name), error)
         })?;
-    let mounts = without_syncs(mounts, world.host.kernel);
+    let mounts = if once { without_syncs(mounts, world.host.kernel) } else { mounts };
     let rootfs = world.paths.rootfs(id);
     world.node.make_dir(&world.paths.bundle(id), 0o700)?;
     world.node.make_dir(&rootfs, 0o711)?;

@@ -153,7 +153,7 @@ fn make(
     }
     let labels = labels(world, pod, container)?;
     world.node.make_dir(&world.paths.container_root(id), 0o755)?;
-    let rootfs = bundle::make(world, pod, id, &container.image, labels.as_ref())?;
+    let rootfs = bundle::make(world, pod, id, &container.image, labels.as_ref(), container.restore.is_none())?;
     let root = bundle::open_root(&rootfs)?;
     let user = bundle::resolve_user(&root, &request.run_as, &container.image)?;
     resolved.extend(image_volumes::make(world, pod, container)?);

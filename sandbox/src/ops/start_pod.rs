@@ -151,7 +151,7 @@ fn write_files(world: &World, pod: &PodRecord) -> Result<serde_json::Value, Erro
         world.node.make_dir(&files.shm, 0o755)?;
         world.node.mount(&[shm(labels.as_ref())], &files.shm)?;
     }
-    let rootfs = bundle::make(world, pod, &pod.id, &pod.image, labels.as_ref())?;
+    let rootfs = bundle::make(world, pod, &pod.id, &pod.image, labels.as_ref(), true)?;
     let user = bundle::resolve_user(&bundle::open_root(&rootfs)?, &pod.spec.run_as, &pod.image)?;
     let profile = seccomp::read_profile(&pod.spec.seccomp)?;
     let mut spec = pod.spec.clone();
