@@ -23,7 +23,7 @@ use crate::{
     world::World,
 };
 
-/// Makes snapshot and bundle and mounts the root; answers where. `once`: it will not be mounted again.
+/// Makes snapshot and bundle and mounts the root; answers where. `once`: nothing will mount it again.
 pub(crate) fn make(
     world: &World,
     pod: &PodRecord,

@@ -8,10 +8,11 @@
 //! open_files.rs        what is open
 //! ```
 //!
-//! What is not understood is refused. What is not checked, because it is the processes' own or a matter of the host's: the
-//! content of memory and of tmpfs; by which user an open file could have been opened, since CRIU opens it as root, though
-//! only in the container's mounts and within its device rules; limits (rlimits) that the request does not name; timers,
-//! signals and socket options. A request with a seccomp profile is refused whole. CRIU itself reads every file as root: whoever allows restores trusts it with that.
+//! What is not understood is refused, and a request with a seccomp profile is refused whole. What is not checked, because it
+//! is the processes' own or a matter of the host's: the content of memory and of tmpfs; by which user an open file could have
+//! been opened, since CRIU opens it as root, though only in the container's mounts and within its device rules; limits
+//! (rlimits) that the request does not name; timers, signals and socket options. CRIU itself reads every file as root:
+//! whoever allows restores trusts it with that.
 
 use std::{
     fs::{self, OpenOptions},
@@ -25,8 +26,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use super::{cgroups, given::Given, images::Images, mounts, open_files, processes};
 use crate::{Error, host::CgroupMode};
 
-/// Fails unless the images in `directory`, which is the daemon's own, may be restored into a container with this OCI spec, whose root file system is
-/// mounted at `rootfs`. Blocks.
+/// Fails unless the images in `directory`, which is the daemon's own, may be restored into a container with this OCI spec,
+/// whose root file system is mounted at `rootfs`. Blocks.
 pub(crate) fn verify(
     directory: &Path,
     spec: &serde_json::Value,
