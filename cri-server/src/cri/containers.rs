@@ -63,9 +63,6 @@ impl Cri {
     ) -> Result<cri::CheckpointContainerResponse, Status> {
         /// What the kubelet allows a call of the runtime at most, where it sets no time-out itself.
         const DEFAULT: Duration = Duration::from_secs(600);
-        if !self.config.runtime.checkpoints {
-            return Err(Status::unimplemented("checkpoints are switched off; enable_criu = true allows them"));
-        }
         let id = parse_name(request.container_id, "container_id")?;
         let location = PathBuf::from(parse_name(request.location, "location")?);
         if !location.is_absolute() || location.file_name().is_none() {
@@ -76,6 +73,9 @@ impl Cri {
             Ok(0) => DEFAULT,
             Ok(seconds) => Duration::from_secs(seconds),
         };
+        if !self.config.runtime.checkpoints {
+            return Err(Status::unimplemented("checkpoints are switched off; enable_criu = true allows them"));
+        }
         let checkpoint = Checkpoint { location, timeout };
         self.pods.checkpoint_container(&id, checkpoint).await.map_err(sandbox_status)?;
         Ok(cri::CheckpointContainerResponse {})
