@@ -128,7 +128,8 @@ async fn privileged_devices_limits_and_what_else_is_of_linux() {
     fs::write(specs.join("vendor.json"), toy.to_string()).unwrap();
     let number = |value| Some(OptionalUInt32 { value });
     let answer = adjust(ContainerAdjustment {
-        rlimits: vec![Rlimit { r#type: "RLIMIT_NOFILE".into(), hard: 333, soft: 222 }],
+        // Not of open files: before runc 1.2 the Go runtime may raise the soft one, by a race.
+        rlimits: vec![Rlimit { r#type: "RLIMIT_FSIZE".into(), hard: 333 * 512, soft: 222 * 512 }],
         cdi_devices: vec![CdiDevice { name: "vendor.example/toy=one".into() }],
         linux: Some(LinuxContainerAdjustment {
             devices: vec![LinuxDevice {
@@ -167,7 +168,7 @@ async fn privileged_devices_limits_and_what_else_is_of_linux() {
     assert_eq!(inside("stat -c '%F %t %T %a %u %g' /dev/given").await, "character special file 1 5 640 7 8");
     assert_eq!(inside("head -c 3 /dev/given | od -An -tx1").await, "00 00 00", "it is zero(4), and may be read");
     assert_eq!(inside("echo $TOY").await, "1");
-    assert_eq!(inside("ulimit -Sn; ulimit -Hn").await, "222\n333");
+    assert_eq!(inside("ulimit -Sf; ulimit -Hf").await, "222\n333", "in blocks of 512 bytes");
     assert_eq!(memory_limit(&node, &app).await, (48 << 20).to_string());
     let told = client.status(&app).await.unwrap().resources.unwrap().linux.unwrap();
     assert_eq!(told.memory_limit_in_bytes, 48 << 20, "the limit that holds is told");
