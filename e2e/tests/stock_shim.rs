@@ -249,8 +249,13 @@ async fn privileged_who_attaches_to_a_stock_shim_is_heard_and_may_end_its_input(
         // Closed by a message, and then by its leaving.
         channels.send(255, &[0]).await;
     }
-    let waiting = [LogLine::new("stdout", "first"), LogLine::new("stdout", "second")];
-    assert_eq!(node.log_of("stock", "lasting"), waiting);
+    // The log is written beside what is attached, not before it.
+    let both = ["first", "second"].map(|text| LogLine::new("stdout", text));
+    wait::until_ok("both lines are logged", SOON, || match node.log_of("stock", "lasting") {
+        lines if lines == both => Ok(()),
+        lines => Err(format!("{lines:?}")),
+    })
+    .await;
     assert_eq!(client.status(&lasting).await.unwrap().state(), ContainerState::ContainerRunning);
     node.remove_all_pods().await;
     node.finish().await;
