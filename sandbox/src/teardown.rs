@@ -42,10 +42,6 @@ impl Torn {
     fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         result.map_err(|error| self.errors.push(error)).ok()
     }
-
-    fn note_all(&mut self, results: Vec<Result<(), Error>>) {
-        self.errors.extend(results.into_iter().filter_map(Result::err));
-    }
 }
 
 /// All of a pod, except its containers' file systems and the directory of its own that outlives a stop.
@@ -71,26 +67,24 @@ pub(crate) async fn pod(
         torn.note(shim.shutdown(&pod.id).await);
     }
     let (at, snapshotter) = (pod.id.clone(), pod.snapshotter.clone());
-    torn.note_all(blocking(world, move |world| vec![drop_bundle(world, &at, &snapshotter)]).await);
+    torn.note(blocking(world, move |world| drop_bundle(world, &at, &snapshotter)).await);
     torn.network_returned = !pod.network_owed || torn.note(detach(world, pod).await).is_some();
     if let Some(netns) = world.netns(pod) {
-        torn.note_all(blocking(world, move |world| vec![world.node.unpin_netns(&netns)]).await);
+        torn.note(blocking(world, move |world| world.node.unpin_netns(&netns)).await);
     }
     let id = pod.id.clone();
     let removed = blocking(world, move |world| {
-        let unmounted = world.node.unmount(&world.paths.shm(&id));
-        vec![unmounted.and_then(|()| world.node.remove_dir(&world.paths.pod_state(&id)))]
+        world.node.unmount(&world.paths.shm(&id))?;
+        world.node.remove_dir(&world.paths.pod_state(&id))
     });
-    torn.note_all(removed.await);
+    torn.note(removed.await);
     torn
 }
 
 /// The directory of a pod that outlives a stop.
 pub(crate) async fn pod_root(world: &Arc<World>, id: &Id) -> Result<(), Error> {
-    let mut torn = Torn::default();
-    let at = id.clone();
-    torn.note_all(blocking(world, move |world| vec![world.node.remove_dir(&world.paths.pod_root(&at))]).await);
-    torn.complete(&format!("pod sandbox {id}"))
+    let id = id.clone();
+    blocking(world, move |world| world.node.remove_dir(&world.paths.pod_root(&id))).await
 }
 
 /// What is known of a container's task.
@@ -122,9 +116,11 @@ pub(crate) async fn container(
         // The directory says which image volumes there are, so it goes last.
         let root = image_volumes::remove(world, &id, &snapshotter)
             .and_then(|()| world.node.remove_dir(&world.paths.container_root(&id)));
-        vec![bundle, root]
+        Ok([bundle, root])
     });
-    torn.note_all(removed.await);
+    if let Some(each) = torn.note(removed.await) {
+        torn.errors.extend(each.into_iter().filter_map(Result::err));
+    }
     torn
 }
 
@@ -210,9 +206,7 @@ async fn end_without_shim(world: &Arc<World>, pod: &PodRecord, id: &Id) -> Resul
     let cgroup = cgroup::path(parent, id, bundle.handler.systemd_cgroup(parent));
     if let Ok(cgroup) = cgroup {
         // A parent that is refused was refused at the start as well, so there is nothing in it.
-        let mut torn = Torn::default();
-        torn.note_all(blocking(world, move |world| vec![world.node.kill_cgroup(&cgroup)]).await);
-        torn.complete(&format!("task {id}"))?;
+        blocking(world, move |world| world.node.kill_cgroup(&cgroup)).await?;
     }
     world.launcher.clean_up(bundle).await
 }
@@ -230,12 +224,10 @@ async fn detach(world: &Arc<World>, pod: &PodRecord) -> Result<(), Error> {
     within(world.config.timeouts.network, || format!("give back the network of pod sandbox {}", pod.id), detached).await
 }
 
-/// Runs steps of which each is tried whatever becomes of the others, in one go on the blocking pool.
-async fn blocking(
+async fn blocking<T: Send + 'static>(
     world: &Arc<World>,
-    steps: impl FnOnce(&World) -> Vec<Result<(), Error>> + Send + 'static,
-) -> Vec<Result<(), Error>> {
+    step: impl FnOnce(&World) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     let world = Arc::clone(world);
-    let done = Operation::default().blocking(move || Ok(steps(&world))).await;
-    done.unwrap_or_else(|error| vec![Err(error)])
+    Operation::default().blocking(move || step(&world)).await
 }

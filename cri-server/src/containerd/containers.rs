@@ -95,7 +95,7 @@ impl Containerd {
             image: pod.image.name.clone(),
             runtime: self.runtime(&pod.spec.handler),
             spec: Some(to_spec(&pod.oci_spec)),
-            snapshotter: self.snapshotter(&pod.spec.handler),
+            snapshotter: pod.snapshotter.clone(),
             snapshot_key: pod.id.to_string(),
             created_at: Some(to_timestamp(pod.created_at)),
             updated_at: Some(to_timestamp(pod.created_at)),
@@ -113,7 +113,7 @@ impl Containerd {
             image: container.image.name.clone(),
             runtime: self.runtime(handler),
             spec: Some(to_spec(&container.oci_spec)),
-            snapshotter: self.snapshotter(handler),
+            snapshotter: pod.as_ref().map(|pod| pod.snapshotter.clone()).unwrap_or_default(),
             snapshot_key: container.id.to_string(),
             created_at: Some(to_timestamp(container.created_at)),
             updated_at: Some(to_timestamp(container.created_at)),
@@ -127,13 +127,6 @@ impl Containerd {
         let name = if handler.is_empty() { &runtime.default_handler } else { handler };
         let name = runtime.handlers.get(name)?.runtime_type.clone();
         Some(Runtime { name, options: None })
-    }
-
-    fn snapshotter(&self, handler: &str) -> String {
-        let runtime = &self.config.runtime;
-        let name = if handler.is_empty() { &runtime.default_handler } else { handler };
-        let own = runtime.handlers.get(name).and_then(|handler| handler.snapshotter.clone());
-        own.unwrap_or_else(|| self.config.images.snapshotter.clone())
     }
 }
 

@@ -1,9 +1,8 @@
 //! Errors of the domain as gRPC statuses, one code a variant. The message carries the whole chain on one line, since that is
 //! all the kubelet shows in an event.
 
-use std::error::Error as StdError;
-
 use image_service::images::{Error as ImagesError, PullError};
+use sandbox::error::chain;
 use tonic::Status;
 
 /// A status travels in a header, where clients take 8 to 16 KiB with every special byte written as three.
@@ -50,18 +49,6 @@ pub(super) fn shortened(mut text: String) -> String {
     if text.len() > LONGEST {
         text.truncate(text.floor_char_boundary(LONGEST - "…".len()));
         text.push('…');
-    }
-    text
-}
-
-/// The error and its causes on one line.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
     }
     text
 }

@@ -12,12 +12,12 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 use super::{
-    Cri,
+    Cri, chain,
     convert::{
         image::{parse_credentials, to_image},
         invalid, parse_name, required, to_nanoseconds,
     },
-    errors::{chain, image_status, pull_status, shortened},
+    errors::{image_status, pull_status, shortened},
     list::in_batches,
 };
 

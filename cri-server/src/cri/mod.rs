@@ -26,7 +26,7 @@ use sandbox::{Pods, stats::Stats};
 use store::Namespace;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use errors::chain;
+pub(crate) use sandbox::error::chain;
 
 use crate::{config::Config, streaming::Streaming};
 

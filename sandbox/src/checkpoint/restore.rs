@@ -10,6 +10,7 @@ use snapshotter::apply::{self, Limits, Target};
 use super::{Restore, archive::IMAGE, archive::LAYER, room, unpack, verify::verify};
 use crate::{
     Error, bundle,
+    error::chain,
     model::Id,
     record::{ContainerRecord, PodRecord},
     selinux,
@@ -81,9 +82,4 @@ pub(crate) fn verify_unpacked(
 ) -> Result<(), Error> {
     let images = world.paths.restore(id).join(IMAGE);
     verify(&images, spec, &world.paths.rootfs(id), world.host.cgroup, &restore.name)
-}
-
-fn chain(error: &apply::Error) -> String {
-    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
-    format!("{error}{}", source.unwrap_or_default())
 }

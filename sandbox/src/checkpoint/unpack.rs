@@ -31,7 +31,7 @@ use super::{
     images::{self, Use},
     room::Bounded,
 };
-use crate::Error;
+use crate::{Error, error::chain};
 
 /// A description of a container is small.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -242,15 +242,4 @@ fn is_empty_list(text: &[u8]) -> bool {
 
 fn broken(path: &Path, why: &str) -> Error {
     Error::Invalid(format!("checkpoint {}: {why}", path.display()))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
