@@ -5,8 +5,9 @@
 //! Everything here blocks and is called on blocking threads.
 //!
 //! ```text
-//! Snapshotter ─► Overlayfs ─┐                       ┌► rows.rs     what exists, by namespace and key
-//!             └► Native   ──┴─► snapshots.rs ───────┴► <root>/snapshots/<id>/   what it holds
+//! Snapshotter ─► local.rs ─┬─► snapshots.rs ───────┬► rows.rs     what exists, by namespace and key
+//!                          │                       └► <root>/snapshots/<id>/   what it holds
+//!                          └─► overlayfs.rs, native.rs: what stands in there, and how it is mounted
 //! ```
 //!
 //! A snapshot is *active* (written to), a *view* (read only) or *committed* (a layer: never changes, has children).
@@ -17,6 +18,7 @@ pub mod apply;
 mod copy;
 mod error;
 mod info;
+mod local;
 mod mount;
 mod native;
 mod overlayfs;

@@ -3,7 +3,7 @@
 //! Other processes execute these mounts, so they hold only what the kernel understands: absolute paths and its own
 //! option names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,14 @@ pub struct Mount {
     pub fstype: String,
     pub source: String,
     pub options: Vec<String>,
+}
+
+impl Mount {
+    /// A tree shown as it is; `access` is `rw` or `ro`.
+    pub(crate) fn bind(source: &Path, access: &str) -> Mount {
+        let source = source.to_string_lossy().into_owned();
+        Mount { fstype: "bind".into(), source, options: vec![access.into(), "rbind".into()] }
+    }
 }
 
 /// The directories of a writable snapshot, for writing a layer without mounting it.

@@ -11,19 +11,22 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use store::{Namespace, Store};
+use store::Store;
 
+use crate::local::{Layout, Local};
 use crate::rows::Row;
-use crate::snapshots::{Snapshots, Swept, to_infos};
-use crate::{Error, Info, Kind, Labels, Mount, Snapshotter, Usage};
+use crate::snapshots::Snapshots;
+use crate::{Error, Info, Kind, Mount};
 
 /// The label that names the upper directory, for tools that look into containers from the host.
 const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
 /// Present if the overlay module knows inode indexes; `Y` if it uses them unless told otherwise.
 const INDEX_PARAMETER: &str = "/sys/module/overlay/parameters/index";
 
-pub struct Overlayfs {
-    snapshots: Snapshots,
+pub type Overlayfs = Local<Layers>;
+
+/// What each snapshot adds, stacked by overlayfs.
+pub struct Layers {
     options: OverlayfsOptions,
     /// Options of every overlay mount on this kernel.
     kernel: Vec<&'static str>,
@@ -49,25 +52,19 @@ impl Overlayfs {
             ));
         }
         let snapshots = Snapshots::open("overlayfs", root, store, "fs")?;
-        Ok(Overlayfs { snapshots, options, kernel: kernel_options() })
+        Ok(Local::new(snapshots, Layers { options, kernel: kernel_options() }))
     }
+}
 
-    /// At boot, before anything else uses the snapshotter: makes rows and directories agree again.
-    pub fn sweep(&self) -> Result<Swept, Error> {
-        self.snapshots.sweep()
-    }
+impl Layout for Layers {
+    const REBASES: bool = true;
 
-    fn create(&self, key: (&Namespace, &str), parent: Option<&str>, kind: Kind, labels: &Labels) -> Made {
-        let row = self.snapshots.create(key, parent, kind, labels, |row, dir| self.fill(row, dir, kind))?;
-        Ok(self.to_mounts(&row))
-    }
-
-    fn fill(&self, row: &Row, dir: &Path, kind: Kind) -> Result<(), Error> {
+    fn fill(&self, snapshots: &Snapshots, row: &Row, dir: &Path) -> Result<(), Error> {
         let failed = |source| Error::failed(format!("make the layer in {}", dir.display()), source);
         // The top of the tree is the upper layer's own directory, so it takes over what the parent's looks like.
         let (owner, mode) = match row.parents.first() {
             Some(parent) => {
-                let like = fs::metadata(self.snapshots.content(*parent)).map_err(failed)?;
+                let like = fs::metadata(snapshots.content(*parent)).map_err(failed)?;
                 (Some((like.uid(), like.gid())), like.mode() & 0o7777)
             }
             None => (None, 0o755),
@@ -77,123 +74,57 @@ impl Overlayfs {
         if let Some((uid, gid)) = owner {
             std::os::unix::fs::lchown(&layer, Some(uid), Some(gid)).map_err(failed)?;
         }
-        if kind == Kind::Active {
+        if row.info.kind == Kind::Active {
             make(&dir.join("work"), 0o711).map_err(failed)?;
         }
         Ok(())
     }
 
-    /// Makes the top of the tree look as if the snapshot had been made on its parent.
-    fn take_over(&self, row: &Row) -> std::io::Result<()> {
-        let Some(parent) = row.parents.first() else { return Ok(()) };
-        let (own, like) = (self.snapshots.content(row.id), fs::metadata(self.snapshots.content(*parent))?);
-        let now = fs::metadata(&own)?;
-        if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
-            std::os::unix::fs::lchown(&own, Some(like.uid()), Some(like.gid()))?;
-        }
-        if now.mode() != like.mode() {
-            fs::set_permissions(&own, fs::Permissions::from_mode(like.mode() & 0o7777))?;
-        }
-        Ok(())
-    }
-
-    fn to_mounts(&self, row: &Row) -> Vec<Mount> {
-        let layer = |id: i64| to_text(self.snapshots.content(id));
-        let (own, parents) = (layer(row.id), &row.parents);
-        match (row.info.kind, parents.as_slice()) {
-            (Kind::Active, []) => vec![bind(own, "rw")],
-            (_, []) => vec![bind(own, "ro")],
-            (Kind::View, [only]) => vec![bind(layer(*only), "ro")],
+    fn mounts(&self, snapshots: &Snapshots, row: &Row) -> Vec<Mount> {
+        let own = snapshots.content(row.id);
+        match (row.info.kind, row.parents.as_slice()) {
+            (Kind::Active, []) => vec![Mount::bind(&own, "rw")],
+            (_, []) => vec![Mount::bind(&own, "ro")],
+            (Kind::View, [only]) => vec![Mount::bind(&snapshots.content(*only), "ro")],
             (kind, parents) => {
                 let mut options: Vec<String> = self.kernel.iter().map(|o| (*o).to_owned()).collect();
                 options.extend(self.options.mount_options.iter().cloned());
                 if kind == Kind::Active {
-                    options.push(format!("workdir={}", to_text(self.snapshots.dir(row.id).join("work"))));
-                    options.push(format!("upperdir={own}"));
+                    options.push(format!("workdir={}", to_text(snapshots.dir(row.id).join("work"))));
+                    options.push(format!("upperdir={}", to_text(own)));
                 }
-                let lower: Vec<String> = parents.iter().map(|id| layer(*id)).collect();
+                let lower: Vec<String> = parents.iter().map(|id| to_text(snapshots.content(*id))).collect();
                 options.push(format!("lowerdir={}", lower.join(":")));
                 vec![Mount { fstype: "overlay".into(), source: "overlay".into(), options }]
             }
         }
     }
 
-    fn labelled(&self, mut row: Row) -> Row {
+    fn rebased(&self, snapshots: &Snapshots, row: &Row) -> Result<(), Error> {
+        let Some(parent) = row.parents.first() else { return Ok(()) };
+        let (own, parent) = (snapshots.content(row.id), snapshots.content(*parent));
+        look_alike(&own, &parent)
+            .map_err(|source| Error::failed(format!("make {} look like {}", own.display(), parent.display()), source))
+    }
+
+    fn info(&self, snapshots: &Snapshots, mut row: Row) -> Info {
         if self.options.upperdir_label {
-            row.info.labels.insert(UPPERDIR_LABEL.into(), to_text(self.snapshots.content(row.id)));
+            row.info.labels.insert(UPPERDIR_LABEL.into(), to_text(snapshots.content(row.id)));
         }
-        row
+        row.info
     }
 }
 
-type Made = Result<Vec<Mount>, Error>;
-
-impl Snapshotter for Overlayfs {
-    fn stat(&self, ns: &Namespace, key: &str) -> Result<Info, Error> {
-        Ok(self.labelled(self.snapshots.find(ns, key)?).info)
+/// Gives a directory the owner and the mode of another.
+fn look_alike(own: &Path, other: &Path) -> std::io::Result<()> {
+    let (now, like) = (fs::metadata(own)?, fs::metadata(other)?);
+    if (now.uid(), now.gid()) != (like.uid(), like.gid()) {
+        std::os::unix::fs::lchown(own, Some(like.uid()), Some(like.gid()))?;
     }
-
-    fn list(&self, ns: &Namespace) -> Result<Vec<Info>, Error> {
-        Ok(to_infos(self.snapshots.list(ns)?.into_iter().map(|row| self.labelled(row)).collect()))
+    if now.mode() != like.mode() {
+        fs::set_permissions(own, fs::Permissions::from_mode(like.mode() & 0o7777))?;
     }
-
-    fn prepare(&self, ns: &Namespace, key: &str, parent: Option<&str>, labels: &Labels) -> Made {
-        self.create((ns, key), parent, Kind::Active, labels)
-    }
-
-    fn can_rebase(&self) -> bool {
-        true
-    }
-
-    fn rebase(&self, ns: &Namespace, key: &str, parent: &str) -> Made {
-        let row = self.snapshots.rebase(ns, key, parent)?;
-        self.take_over(&row).map_err(|source| Error::failed(format!("put snapshot {key:?} onto {parent}"), source))?;
-        Ok(self.to_mounts(&row))
-    }
-
-    fn view(&self, ns: &Namespace, key: &str, parent: Option<&str>, labels: &Labels) -> Made {
-        self.create((ns, key), parent, Kind::View, labels)
-    }
-
-    fn mounts(&self, ns: &Namespace, key: &str) -> Made {
-        let row = self.snapshots.find(ns, key)?;
-        match row.info.kind {
-            Kind::Active | Kind::View => Ok(self.to_mounts(&row)),
-            Kind::Committed => Err(Error::WrongKind { key: key.to_owned(), kind: Kind::Committed, wanted: "mounted" }),
-        }
-    }
-
-    fn commit(&self, ns: &Namespace, name: &str, key: &str, labels: &Labels) -> Result<(), Error> {
-        self.snapshots.commit(ns, name, key, labels)
-    }
-
-    fn remove(&self, ns: &Namespace, key: &str) -> Result<(), Error> {
-        self.snapshots.remove(ns, key)
-    }
-
-    fn usage(&self, ns: &Namespace, key: &str) -> Result<Usage, Error> {
-        self.snapshots.usage(ns, key)
-    }
-
-    fn discard(&self, ns: &Namespace, key: &str) -> Result<(), Error> {
-        self.snapshots.discard(ns, key)
-    }
-
-    fn empty_trash(&self) -> Result<(), Error> {
-        self.snapshots.empty_trash()
-    }
-
-    fn total(&self, ns: &Namespace) -> Result<Usage, Error> {
-        self.snapshots.total(ns)
-    }
-
-    fn mark_durable(&self) -> Result<usize, Error> {
-        self.snapshots.mark_durable()
-    }
-}
-
-fn bind(source: String, access: &str) -> Mount {
-    Mount { fstype: "bind".into(), source, options: vec![access.into(), "rbind".into()] }
+    Ok(())
 }
 
 /// Makes a directory with exactly this mode, whatever the umask.

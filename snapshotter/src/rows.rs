@@ -48,7 +48,7 @@ pub(crate) struct Key {
 
 /// A snapshot with what its snapshotter needs to find its directories.
 #[derive(Debug, Clone)]
-pub(crate) struct Row {
+pub struct Row {
     pub(crate) id: i64,
     /// Ids of the layers below, top first.
     pub(crate) parents: Vec<i64>,

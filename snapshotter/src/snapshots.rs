@@ -1,4 +1,4 @@
-//! What both snapshotters do alike: rows and numbered directories, changed in an order that survives a crash at any point.
+//! What local snapshotters do alike: rows and numbered directories, changed in an order that survives a crash at any point.
 //!
 //! ```text
 //! <root>/snapshots/<id>/   a snapshot, or what is left of one whose row is gone or never became ready
@@ -20,7 +20,7 @@ use store::{Namespace, Store};
 
 use crate::apply::remove_tree;
 use crate::rows::{self, Key, Remains, Row};
-use crate::{Error, Info, Kind, Labels, Usage, usage};
+use crate::{Error, Kind, Labels, Usage, usage};
 
 /// What a sweep dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,7 +29,7 @@ pub struct Swept {
     pub directories: usize,
 }
 
-pub(crate) struct Snapshots {
+pub struct Snapshots {
     name: &'static str,
     root: PathBuf,
     store: Store,
@@ -289,11 +289,6 @@ fn delete(path: &Path) {
     if let Err(error) = remove_tree(path) {
         tracing::warn!(path = %path.display(), error = &error as &dyn std::error::Error, "snapshot data not deleted");
     }
-}
-
-/// The infos of rows.
-pub(crate) fn to_infos(rows: Vec<Row>) -> Vec<Info> {
-    rows.into_iter().map(|row| row.info).collect()
 }
 
 #[cfg(test)]
