@@ -78,6 +78,7 @@ fn main() -> ExitCode {
 }
 
 fn run(mut arguments: Arguments) -> Result<(), String> {
+    sys::share_arenas();
     match arguments.command.take() {
         Some(Command::Image { what }) => {
             let config = configure(&mut arguments)?;
