@@ -97,6 +97,13 @@ impl TestNode {
         node
     }
 
+    /// As [`TestNode::prepare`], on the OCI runtime that the environment names as `RUNC`: for what not every one has.
+    pub async fn prepare_on_given_runc() -> TestNode {
+        let mut node = TestNode::prepare().await;
+        node.settings.runc = std::env::var("RUNC").unwrap_or_default();
+        node
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

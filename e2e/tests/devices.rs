@@ -135,10 +135,7 @@ impl Drop for Link {
 /// `RUNC` names an OCI runtime that can, where the first in PATH cannot.
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_cdi_device_brings_a_network_device_of_the_host() {
-    let mut node = TestNode::prepare().await;
-    if let Ok(runc) = std::env::var("RUNC") {
-        node.settings.runc = runc;
-    }
+    let mut node = TestNode::prepare_on_given_runc().await;
     let specs = node.path("cdi");
     node.settings.cri = format!("cdi_spec_dirs = [\"{}\"]", specs.display());
     node.boot().await;

@@ -123,10 +123,7 @@ async fn privileged_a_sub_path_that_is_no_directory_of_the_image_fails_the_creat
 /// Needs an OCI runtime with mapped mounts: `RUNC` names one where the first in PATH has none.
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_an_image_volume_belongs_to_the_root_of_a_pod_with_a_user_namespace() {
-    let mut node = TestNode::prepare().await;
-    if let Ok(runc) = std::env::var("RUNC") {
-        node.settings.runc = runc;
-    }
+    let mut node = TestNode::prepare_on_given_runc().await;
     node.boot().await;
     let client = node.client();
     let status = client.runtime.clone().status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner();

@@ -20,10 +20,7 @@ fn namespaces(network: cri::NamespaceMode) -> cri::NamespaceOption {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_pod_with_a_user_namespace_can_be_in_the_hosts_network() {
-    let mut node = TestNode::prepare().await;
-    if let Ok(runc) = std::env::var("RUNC") {
-        node.settings.runc = runc;
-    }
+    let mut node = TestNode::prepare_on_given_runc().await;
     node.boot().await;
     let client = node.client();
     let status = client.runtime.clone().status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner();

@@ -154,7 +154,7 @@ pub struct RunAs {
 }
 
 /// What identifies a pod to the kubelet (CRI `PodSandboxMetadata`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodName {
     pub name: String,
     pub namespace: String,
@@ -215,7 +215,7 @@ pub struct Resources {
 }
 
 /// All that RunPodSandbox was asked (CRI `PodSandboxConfig` and the runtime handler).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PodSpec {
     pub name: PodName,
     pub hostname: String,
@@ -249,7 +249,7 @@ pub struct PodResources {
 }
 
 /// What identifies a container within its pod (CRI `ContainerMetadata`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerName {
     pub name: String,
     pub attempt: u32,
@@ -315,7 +315,7 @@ pub struct Capabilities {
 }
 
 /// All that CreateContainer was asked (CRI `ContainerConfig`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ContainerSpec {
     pub name: ContainerName,
     pub command: Vec<String>,

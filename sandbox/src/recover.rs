@@ -383,7 +383,7 @@ async fn sweep_one(world: &Arc<World>, id: &Id) -> Result<(), Error> {
             // What its networks were is in the cache; the handler is not known any more.
             handler: String::new(),
             netns: Some(netns.clone()),
-            name: PodName { name: String::new(), namespace: String::new(), uid: String::new(), attempt: 0 },
+            name: PodName::default(),
             port_mappings: Vec::new(),
             dns: None,
             annotations: Default::default(),

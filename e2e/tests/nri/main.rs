@@ -26,11 +26,8 @@ use windlass_sandbox::nri::proto::{
 
 /// A node that serves and has the image of the tests.
 async fn start(nri: &str) -> TestNode {
-    let mut node = TestNode::prepare().await;
+    let mut node = TestNode::prepare_on_given_runc().await;
     nri.clone_into(&mut node.settings.nri);
-    if let Ok(runc) = std::env::var("RUNC") {
-        node.settings.runc = runc;
-    }
     node.boot().await;
     node.client().pull(BUSYBOX).await.unwrap();
     node

@@ -12,8 +12,8 @@ use crate::{
     error::Error,
     host::{CgroupMode, Host, HugePages},
     model::{
-        Capabilities, ContainerName, ContainerSpec, ContainerUser, Id, IdMapping, Image, NamespaceMode, Namespaces,
-        PodName, PodSpec, Propagation, Resources, RunAs, SecurityProfile, StringMap, UserNamespace,
+        ContainerName, ContainerSpec, ContainerUser, Id, IdMapping, Image, NamespaceMode, Namespaces, PodName, PodSpec,
+        Propagation, Resources, SecurityProfile, StringMap, UserNamespace,
     },
 };
 
@@ -125,54 +125,21 @@ fn pod_spec() -> PodSpec {
         name: PodName { name: "web".into(), namespace: "prod".into(), uid: "u-1".into(), attempt: 0 },
         hostname: "web-0".into(),
         log_directory: "/var/log/pods/web".into(),
-        dns: None,
-        port_mappings: Vec::new(),
-        labels: StringMap::new(),
-        annotations: StringMap::new(),
         cgroup_parent: "/kubepods/podu-1".into(),
-        sysctls: StringMap::new(),
         namespaces: Namespaces { pid: NamespaceMode::Container, ..Namespaces::default() },
-        run_as: RunAs::default(),
-        readonly_rootfs: false,
-        privileged: false,
-        seccomp: SecurityProfile::Unset,
-        apparmor: SecurityProfile::Unset,
-        selinux: None,
-        overhead: None,
-        resources: None,
-        handler: String::new(),
+        ..PodSpec::default()
     }
 }
 
 fn container_spec() -> ContainerSpec {
     ContainerSpec {
         name: ContainerName { name: "app".into(), attempt: 0 },
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: String::new(),
         env: vec![("MODE".into(), "test".into())],
-        mounts: Vec::new(),
-        devices: Vec::new(),
-        cdi_devices: Vec::new(),
-        labels: StringMap::new(),
-        annotations: StringMap::new(),
         log_path: "app/0.log".into(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        stop_signal: None,
-        resources: Resources::default(),
-        capabilities: Capabilities::default(),
-        privileged: false,
         namespaces: Namespaces { pid: NamespaceMode::Container, ..Namespaces::default() },
-        run_as: RunAs::default(),
-        readonly_rootfs: false,
-        no_new_privs: false,
         masked_paths: vec!["/proc/kcore".into()],
         readonly_paths: vec!["/proc/sys".into()],
-        seccomp: SecurityProfile::Unset,
-        apparmor: SecurityProfile::Unset,
-        selinux: None,
+        ..ContainerSpec::default()
     }
 }
 

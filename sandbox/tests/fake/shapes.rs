@@ -1,9 +1,6 @@
 //! What tests ask for: an image, a pod and a container with nothing special about them.
 
-use windlass_sandbox::model::{
-    Capabilities, ContainerName, ContainerSpec, Image, ImageVolume, Namespaces, PodName, PodSpec, Resources, RunAs,
-    SecurityProfile, StringMap, VolumeMount,
-};
+use windlass_sandbox::model::{ContainerName, ContainerSpec, Image, ImageVolume, PodName, PodSpec, VolumeMount};
 
 pub(crate) fn image() -> Image {
     let config = serde_json::json!({
@@ -23,23 +20,7 @@ pub(crate) fn pod_spec(name: &str) -> PodSpec {
     PodSpec {
         name: PodName { name: name.into(), namespace: "default".into(), uid: "u".into(), attempt: 0 },
         hostname: name.into(),
-        log_directory: String::new(),
-        dns: None,
-        port_mappings: Vec::new(),
-        labels: StringMap::new(),
-        annotations: StringMap::new(),
-        cgroup_parent: String::new(),
-        sysctls: StringMap::new(),
-        namespaces: Namespaces::default(),
-        run_as: RunAs::default(),
-        readonly_rootfs: false,
-        privileged: false,
-        seccomp: SecurityProfile::Unset,
-        apparmor: SecurityProfile::Unset,
-        selinux: None,
-        overhead: None,
-        resources: None,
-        handler: String::new(),
+        ..PodSpec::default()
     }
 }
 
@@ -47,31 +28,7 @@ pub(crate) fn container_spec(name: &str) -> ContainerSpec {
     ContainerSpec {
         name: ContainerName { name: name.into(), attempt: 0 },
         command: vec!["/app".into()],
-        args: Vec::new(),
-        working_dir: String::new(),
-        env: Vec::new(),
-        mounts: Vec::new(),
-        devices: Vec::new(),
-        cdi_devices: Vec::new(),
-        labels: StringMap::new(),
-        annotations: StringMap::new(),
-        log_path: String::new(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        stop_signal: None,
-        resources: Resources::default(),
-        capabilities: Capabilities::default(),
-        privileged: false,
-        namespaces: Namespaces::default(),
-        run_as: RunAs::default(),
-        readonly_rootfs: false,
-        no_new_privs: false,
-        masked_paths: Vec::new(),
-        readonly_paths: Vec::new(),
-        seccomp: SecurityProfile::Unset,
-        apparmor: SecurityProfile::Unset,
-        selinux: None,
+        ..ContainerSpec::default()
     }
 }
 
