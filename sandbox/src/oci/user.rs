@@ -5,7 +5,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::BorrowedFd,
+    os::fd::{AsRawFd, BorrowedFd},
 };
 
 use rustix::{
@@ -35,17 +35,18 @@ pub fn read_files(root: BorrowedFd<'_>) -> Result<UserFiles, Error> {
 
 fn read(root: BorrowedFd<'_>, name: &str) -> Result<String, Error> {
     let failed = |error: io::Error| Error::failed(format!("read /{name} of the image"), error);
-    // NONBLOCK: the image may have put a FIFO there, and opening it must not wait.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(root, name, flags, Mode::empty(), beneath) {
-        Ok(file) => File::from(file),
+    // Only named at first: to open a FIFO waits, and to open a device may do something.
+    let found = match openat2(root, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), beneath) {
+        Ok(found) => File::from(found),
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(error) => return Err(failed(error.into())),
     };
-    if !file.metadata().map_err(failed)?.is_file() {
+    if !found.metadata().map_err(failed)?.is_file() {
         return Err(failed(io::Error::other("not a regular file")));
     }
+    // The descriptor's own link leads to this very file.
+    let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
@@ -54,15 +55,43 @@ fn read(root: BorrowedFd<'_>, name: &str) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// A user or a group as an image or a client names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named<'a> {
+    Id(u32),
+    Name(&'a str),
+}
+
+impl<'a> Named<'a> {
+    /// What is written as a number is never a name: an image could have a user called `1000`, or `4294967296`, who is root,
+    /// while whoever checks that a pod does not run as root reads the number (CVE-2026-46680).
+    pub fn parse(text: &'a str) -> Result<Named<'a>, Error> {
+        let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(Named::Name(text));
+        }
+        let id = parse_id(text);
+        id.map(Named::Id).ok_or_else(|| Error::Invalid(format!("user or group {text:?} is not between 0 and {MAX_ID}")))
+    }
+}
+
+/// What Kubernetes and the user database take; the kernel's ids above would be negative numbers to some programs.
+const MAX_ID: u32 = i32::MAX.unsigned_abs();
+
+/// Digits only, which is less than what Rust takes for a number.
+fn parse_id(text: &str) -> Option<u32> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|id| digits && *id <= MAX_ID)
+}
+
+/// More the kernel gives no process (NGROUPS_MAX).
+const MAX_GROUPS: usize = 65_536;
+
 /// The ids of the process. The order is CRI's: user name, user id, then the image's USER.
 pub fn resolve(request: &RunAs, image_user: &str, files: &UserFiles) -> Result<ContainerUser, Error> {
-    let wanted = wanted(request, image_user)?;
-    let (user, group) = match wanted.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (wanted.as_str(), None),
-    };
+    let (user, group) = wanted(request, image_user)?;
     let entry = find_user(user, &files.passwd)?;
-    let gid = match group.filter(|group| !group.is_empty()) {
+    let gid = match group {
         Some(group) => find_group(group, &files.group)?,
         None => entry.gid,
     };
@@ -75,23 +104,34 @@ pub fn resolve(request: &RunAs, image_user: &str, files: &UserFiles) -> Result<C
     groups.extend(&request.supplemental_groups);
     groups.sort_unstable();
     groups.dedup();
+    if groups.len() > MAX_GROUPS {
+        return Err(Error::Invalid(format!(
+            "the user is in {} groups by the image's /etc/group and the request; at most {MAX_GROUPS} are possible",
+            groups.len()
+        )));
+    }
     Ok(ContainerUser { uid: entry.uid, gid, supplemental_groups: groups })
 }
 
-/// `user[:group]` as the request and the image say it.
-fn wanted(request: &RunAs, image_user: &str) -> Result<String, Error> {
-    let user = match (&request.username, request.user) {
-        (Some(name), _) if !name.is_empty() => name.clone(),
-        (_, Some(uid)) => uid.to_string(),
-        _ => match request.group {
-            Some(group) => {
-                return Err(Error::Invalid(format!("user group \"{group}\" is specified without user")));
-            }
-            None if image_user.is_empty() => return Ok("0".into()),
-            None => return Ok(image_user.to_owned()),
-        },
+/// User and group as the request and the image say it.
+fn wanted<'a>(request: &'a RunAs, image_user: &'a str) -> Result<(Named<'a>, Option<Named<'a>>), Error> {
+    let asked = request.group.map(Named::Id);
+    let text = match (&request.username, request.user, request.group) {
+        (Some(name), ..) if !name.is_empty() => name,
+        (_, Some(uid), _) => return Ok((Named::Id(uid), asked)),
+        (_, _, Some(group)) => {
+            return Err(Error::Invalid(format!("user group \"{group}\" is specified without user")));
+        }
+        _ if image_user.is_empty() => return Ok((Named::Id(0), None)),
+        _ => image_user,
     };
-    Ok(request.group.map_or(user.clone(), |group| format!("{user}:{group}")))
+    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    let group = match (asked, group) {
+        (Some(asked), _) => Some(asked),
+        (None, "") => None,
+        (None, group) => Some(Named::parse(group)?),
+    };
+    Ok((Named::parse(user)?, group))
 }
 
 struct Entry {
@@ -101,18 +141,17 @@ struct Entry {
 }
 
 /// A name has to be in passwd; a number does not, and then has group 0.
-fn find_user(user: &str, passwd: &str) -> Result<Entry, Error> {
-    let number: Option<u32> = user.parse().ok();
-    let entries = || passwd.lines().filter_map(parse_passwd_line);
-    let by_name = || entries().find(|entry| entry.name.as_deref() == Some(user));
-    let found = match number {
-        Some(uid) => entries().find(|entry| entry.uid == uid).or_else(by_name),
-        None => by_name(),
-    };
-    match (found, number) {
-        (Some(entry), _) => Ok(entry),
-        (None, Some(uid)) => Ok(Entry { uid, gid: 0, name: None }),
-        (None, None) => Err(Error::Invalid(format!("user {user:?}: not in the image's /etc/passwd"))),
+fn find_user(user: Named<'_>, passwd: &str) -> Result<Entry, Error> {
+    let mut entries = passwd.lines().filter_map(parse_passwd_line);
+    match user {
+        Named::Id(uid) => {
+            let found = entries.find(|entry| entry.uid == uid);
+            Ok(found.unwrap_or(Entry { uid, gid: 0, name: None }))
+        }
+        Named::Name(name) => {
+            let found = entries.find(|entry| entry.name.as_deref() == Some(name));
+            found.ok_or_else(|| Error::Invalid(format!("user {name:?}: not in the image's /etc/passwd")))
+        }
     }
 }
 
@@ -120,18 +159,19 @@ fn find_user(user: &str, passwd: &str) -> Result<Entry, Error> {
 fn parse_passwd_line(line: &str) -> Option<Entry> {
     let mut fields = line.split(':');
     let name = fields.next()?.to_owned();
-    let uid = fields.nth(1)?.parse().ok()?;
-    let gid = fields.next()?.parse().ok()?;
+    let uid = parse_id(fields.nth(1)?)?;
+    let gid = parse_id(fields.next()?)?;
     Some(Entry { uid, gid, name: Some(name) })
 }
 
-fn find_group(group: &str, text: &str) -> Result<u32, Error> {
-    if let Ok(gid) = group.parse() {
-        return Ok(gid);
-    }
+fn find_group(group: Named<'_>, text: &str) -> Result<u32, Error> {
+    let name = match group {
+        Named::Id(gid) => return Ok(gid),
+        Named::Name(name) => name,
+    };
     let mut groups = text.lines().filter_map(parse_group_line);
-    let found = groups.find(|(name, _, _)| *name == group);
-    let (_, gid, _) = found.ok_or_else(|| Error::Invalid(format!("group {group:?}: not in the image's /etc/group")))?;
+    let found = groups.find(|(known, _, _)| *known == name);
+    let (_, gid, _) = found.ok_or_else(|| Error::Invalid(format!("group {name:?}: not in the image's /etc/group")))?;
     Ok(gid)
 }
 
@@ -144,13 +184,15 @@ fn memberships(user: &str, text: &str) -> Vec<u32> {
 fn parse_group_line(line: &str) -> Option<(&str, u32, &str)> {
     let mut fields = line.split(':');
     let name = fields.next()?;
-    let gid = fields.nth(1)?.parse().ok()?;
+    let gid = parse_id(fields.nth(1)?)?;
     Some((name, gid, fields.next().unwrap_or_default().trim_end()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::fd::AsFd};
+    use std::{fs, os::fd::AsFd, path::Path};
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -219,11 +261,121 @@ mod tests {
         assert_eq!(files, UserFiles { passwd: "inside".into(), group: String::new() });
     }
 
+    /// What is written as a number is an id or an error, for users and groups, of images and of clients.
     #[test]
-    fn a_fifo_in_place_of_passwd_is_refused_without_waiting() {
+    fn v_c17_v_c22_a_number_is_an_id_in_range_and_never_a_name() {
+        let names =
+            ["2147483648", "4294967295", "4294967296", "4294967297", "18446744073709551616", "-1", "+0", "+1000", "-0"];
+        // All of them are root to whoever takes them for names.
+        let passwd: String =
+            names.iter().chain(&["1000", "٠", "1e3", "0x0"]).map(|name| format!("{name}:x:0:0::/:/bin/sh\n")).collect();
+        let group: String = names.iter().chain(&["5"]).map(|name| format!("{name}:x:0:\n")).collect();
+        let files = UserFiles { passwd, group };
+        let none = run_as(None, None, None);
+        for name in names {
+            for image in [name.to_owned(), format!("{name}:0"), format!("0:{name}")] {
+                let refused = resolve(&none, &image, &files).unwrap_err().to_string();
+                assert_eq!(refused, format!("user or group {name:?} is not between 0 and 2147483647"), "{image}");
+            }
+            assert!(resolve(&run_as(None, None, Some(name)), "", &files).is_err(), "{name}");
+        }
+        let user = |image: &str| {
+            resolve(&none, image, &files).map(|user| (user.uid, user.gid)).map_err(|error| error.to_string())
+        };
+        assert_eq!(user("1000:5"), Ok((1000, 5)));
+        assert_eq!(user("1000"), Ok((1000, 0)));
+        assert_eq!(user("2147483647"), Ok((2_147_483_647, 0)));
+        assert_eq!(user("0001"), Ok((1, 0)));
+        // These are no numbers to anybody.
+        for name in ["٠", "1e3", "0x0"] {
+            assert_eq!(user(name), Ok((0, 0)));
+            assert_eq!(Named::parse(name).unwrap(), Named::Name(name));
+        }
+        assert_eq!(user(" 0"), Err("user \" 0\": not in the image's /etc/passwd".into()));
+        // A client's id is a number already, and may be as large as the kernel's.
+        assert_eq!(
+            resolve(&run_as(Some(3_000_000_000), Some(4_000_000_000), None), "", &files).unwrap().gid,
+            4_000_000_000
+        );
+    }
+
+    proptest! {
+        /// Root is who is written as zero, or has a name whose line in passwd says zero.
+        #[test]
+        fn v_c17_only_zero_and_the_names_of_root_are_root(image in "[-+ 0-9a-f:٠x]{0,12}", name in "[-+0-9a-f]{1,11}") {
+            let files = UserFiles { passwd: format!("{name}:x:0:0::/:/bin/sh\nabc:x:7:7::/:\n"), group: String::new() };
+            prop_assume!(!image.is_empty());
+            let user = image.split(':').next().unwrap_or_default();
+            if let Ok(found) = resolve(&run_as(None, None, None), &image, &files) {
+                let number: Option<i64> = user.parse().ok();
+                prop_assert_eq!(found.uid == 0, number.map_or(user == name, |number| number == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_passwd_line_whose_ids_are_out_of_range_is_none() {
+        let files = UserFiles {
+            passwd: "a:x:4294967296:0\nb:x:+0:0\nc:x:-1:0\nd:x:2147483648:0\n".into(),
+            group: String::new(),
+        };
+        for name in ["a", "b", "c", "d"] {
+            assert!(resolve(&run_as(None, None, Some(name)), "", &files).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn v_c23_more_groups_than_a_process_can_have_are_refused() {
+        let group: String = (1..=65_536).map(|gid| format!("g{gid}:x:{gid}:web\n")).collect();
+        let files = UserFiles { passwd: "web:x:1000:1000::/:\n".into(), group };
+        assert_eq!(resolve(&run_as(None, None, None), "web", &files).unwrap().supplemental_groups.len(), 65_536);
+        let refused = resolve(&run_as(None, Some(70_000), Some("web")), "", &files).unwrap_err().to_string();
+        assert!(refused.starts_with("the user is in 65537 groups"), "{refused}");
+    }
+
+    /// An image's user files are read if they are files of a size that is sensible, and never waited for.
+    #[test]
+    fn v_c23_what_is_no_ordinary_user_file_is_refused_without_waiting() {
+        let read = |make: &dyn Fn(&Path)| {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("etc")).unwrap();
+            make(&dir.path().join("etc/passwd"));
+            let root = fs::File::open(dir.path()).unwrap();
+            read_files(root.as_fd()).map_err(|error| error.chain())
+        };
+        let refused = |why: &str, make: &dyn Fn(&Path)| {
+            let error = read(make).unwrap_err();
+            assert!(error.starts_with("read /etc/passwd of the image") && error.contains(why), "{error}");
+        };
+        refused("not a regular file", &|path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap());
+        refused("not a regular file", &|path| fs::create_dir(path).unwrap());
+        refused("not a regular file", &|path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()));
+        refused("larger than 4 MiB", &|path| fs::File::create(path).unwrap().set_len(4 << 30).unwrap());
+        refused("larger than 4 MiB", &|path| fs::write(path, vec![b'x'; (4 << 20) + 1]).unwrap());
+        refused("symbolic links", &|path| std::os::unix::fs::symlink("passwd", path).unwrap());
+        refused("symbolic links", &|path| {
+            for link in 0..41 {
+                let (from, to) = (path.with_file_name(format!("l{link}")), format!("l{}", link + 1));
+                std::os::unix::fs::symlink(to, from).unwrap();
+            }
+            fs::write(path.with_file_name("l41"), "").unwrap();
+            std::os::unix::fs::symlink("l0", path).unwrap();
+        });
+        let whole = read(&|path| fs::write(path, vec![b'x'; 4 << 20]).unwrap()).unwrap();
+        assert_eq!(whole.passwd.len(), 4 << 20);
+        // The host's devices and processes are not the image's.
+        for target in ["/dev/zero", "/proc/self/environ", "/proc/kmsg"] {
+            assert_eq!(read(&|path| std::os::unix::fs::symlink(target, path).unwrap()), Ok(UserFiles::default()));
+        }
+    }
+
+    #[test]
+    fn privileged_v_c23_a_device_in_place_of_passwd_is_not_opened() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("etc")).unwrap();
-        nix::unistd::mkfifo(&dir.path().join("etc/passwd"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (kind, mode) = (nix::sys::stat::SFlag::S_IFCHR, nix::sys::stat::Mode::S_IRUSR);
+        // /dev/zero, which would never end.
+        nix::sys::stat::mknod(&dir.path().join("etc/passwd"), kind, mode, nix::sys::stat::makedev(1, 5)).unwrap();
         let root = fs::File::open(dir.path()).unwrap();
         assert!(read_files(root.as_fd()).unwrap_err().chain().contains("not a regular file"));
     }

@@ -2,7 +2,7 @@
 
 use api::cri;
 use image_service::{images::Image, registry::Credentials};
-use sandbox::model;
+use sandbox::{model, oci::user::Named};
 
 /// Credentials for this pull only; `None` when the client set nothing.
 pub(in crate::cri) fn parse_credentials(auth: Option<cri::AuthConfig>) -> Option<Credentials> {
@@ -43,12 +43,13 @@ pub(in crate::cri) fn to_image(image: &Image) -> cri::Image {
     }
 }
 
-/// `USER` of an image: a numeric user is a uid, any other a name, never both; the group part is not shown.
+/// `USER` of an image: a numeric user is a uid, any other a name, never both; the group part is not shown. The same rule
+/// decides who a container runs as. A number that no container can run as is neither, which the kubelet takes for root.
 fn to_user(user: &str) -> (Option<cri::Int64Value>, String) {
-    let name = user.split(':').next().unwrap_or_default();
-    match name.parse::<i64>() {
-        Ok(value) => (Some(cri::Int64Value { value }), String::new()),
-        Err(_) => (None, name.to_owned()),
+    match Named::parse(user.split(':').next().unwrap_or_default()) {
+        Ok(Named::Id(uid)) => (Some(cri::Int64Value { value: uid.into() }), String::new()),
+        Ok(Named::Name(name)) => (None, name.to_owned()),
+        Err(_) => (None, String::new()),
     }
 }
 
@@ -65,6 +66,9 @@ mod tests {
         check("1002", Some(1002), "");
         check("1002:5", Some(1002), "");
         check("www-data:100", None, "www-data");
+        for number in ["-1", "+0", "4294967296", "2147483648", "18446744073709551616:5"] {
+            check(number, None, "");
+        }
     }
 
     #[test]
