@@ -67,20 +67,32 @@ pub(crate) fn make(
 /// The image's volumes as absolute, normal paths, in order, each once.
 fn wanted(container: &ContainerRecord, requested: &[ResolvedMount]) -> Result<Vec<PathBuf>, Error> {
     let config = container.image.config.config().as_ref();
-    let volumes = config.and_then(|config| config.volumes().as_ref());
+    let volumes = config.and_then(|config| config.volumes().as_ref()).into_iter().flatten();
+    let requested: Vec<PathBuf> = requested.iter().map(|mount| normal(&mount.destination.to_string_lossy())).collect();
     let mut paths = Vec::new();
-    for volume in volumes.into_iter().flatten() {
+    for volume in volumes {
         let path = normal(volume);
-        if path == Path::new("/") {
-            return Err(Error::Invalid(format!("image {}: volume {volume:?} is its root", container.image.name)));
+        if requested.contains(&path) || paths.contains(&path) {
+            continue;
         }
-        let taken = requested.iter().any(|mount| normal(&mount.destination.to_string_lossy()) == path);
-        if !taken && !paths.contains(&path) {
-            paths.push(path);
+        if let Some(why) = refusal(&path) {
+            return Err(Error::Invalid(format!("image {}: volume {volume:?} is {why}", container.image.name)));
         }
+        paths.push(path);
     }
     paths.sort();
     Ok(paths)
+}
+
+/// Why an image cannot have a volume there: the runtime relies on what is mounted at these places, and would write the labels
+/// of a process or make devices in a directory of the image's instead (CVE-2019-16884).
+fn refusal(path: &Path) -> Option<&'static str> {
+    match path.to_str() {
+        Some("/") => Some("its root"),
+        Some("/dev" | "/sys") => Some("what the runtime mounts itself"),
+        _ if path.starts_with("/proc") => Some("in /proc, which is the kernel's"),
+        _ => None,
+    }
 }
 
 /// The path below `/`, without `.` and `..`.
@@ -209,6 +221,67 @@ mod tests {
         copy(&File::open(dir.path()).unwrap(), Path::new("/missing/data"), &target).unwrap();
         copy(&File::open(dir.path()).unwrap(), Path::new("/out/target"), &target).unwrap();
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    }
+
+    /// What an image calls a volume leads nowhere but into its root, and every copy of nothing is empty.
+    #[test]
+    fn v_c09_hostile_names_of_volumes_copy_nothing_of_the_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, host) = (dir.path().join("root"), dir.path().join("host"));
+        for made in [root.join("deep/er"), host.clone()] {
+            fs::create_dir_all(made).unwrap();
+        }
+        fs::write(host.join("secret"), "host").unwrap();
+        symlink(&host, root.join("link")).unwrap();
+        symlink("../../../..", root.join("up")).unwrap();
+        symlink("/proc/self/root", root.join("magic")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        let canary = host.display();
+        let names = [
+            format!("/../../../..{canary}"),
+            "/link".into(),
+            "/link/".into(),
+            format!("/up{canary}"),
+            format!("/up/../..{canary}"),
+            format!("/magic{canary}"),
+            format!("/deep/../link/./../link{canary}"),
+            format!("//{canary}"),
+            "/deep/er/nothing".into(),
+        ];
+        for (index, name) in names.iter().enumerate() {
+            let target = dir.path().join(format!("target{index}"));
+            fs::create_dir(&target).unwrap();
+            copy(&File::open(&root).unwrap(), &normal(name), &target).unwrap();
+            assert_eq!(fs::read_dir(&target).unwrap().count(), 0, "{name}");
+        }
+        let target = dir.path().join("looped");
+        fs::create_dir(&target).unwrap();
+        let error = copy(&File::open(&root).unwrap(), Path::new("/loop"), &target).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
+    }
+
+    #[test]
+    fn v_r02_no_volume_takes_the_place_of_what_the_runtime_relies_on() {
+        let refused = |name: &str| refusal(&normal(name));
+        for name in [
+            "",
+            ".",
+            "/",
+            "//",
+            "/a/..",
+            "/proc",
+            "/proc/self/attr",
+            "proc/../proc/",
+            "/proc/self/root/x",
+            "/sys",
+            "/dev",
+            "/dev/.",
+        ] {
+            assert!(refused(name).is_some(), "{name}");
+        }
+        for name in ["/data", "/process", "/sys/fs/cgroup", "/dev/shm", "/var/proc"] {
+            assert_eq!(refused(name), None, "{name}");
+        }
     }
 
     #[test]
