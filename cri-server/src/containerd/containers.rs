@@ -91,7 +91,7 @@ impl Containerd {
     fn of_pod(&self, pod: &PodView) -> Container {
         Container {
             id: pod.id.to_string(),
-            labels: labels(&pod.image, &pod.spec.labels, "sandbox"),
+            labels: labels(labels_of(&pod.image), &pod.spec.labels, "sandbox"),
             image: pod.image.name.clone(),
             runtime: self.runtime(&pod.spec.handler),
             spec: Some(to_spec(&pod.oci_spec)),
@@ -109,7 +109,7 @@ impl Containerd {
         let handler = pod.as_ref().map_or("", |pod| pod.spec.handler.as_str());
         Container {
             id: container.id.to_string(),
-            labels: labels(&container.image, &container.spec.labels, "container"),
+            labels: labels(labels_of(&container.image), &container.spec.labels, "container"),
             image: container.image.name.clone(),
             runtime: self.runtime(handler),
             spec: Some(to_spec(&container.oci_spec)),
@@ -130,11 +130,21 @@ impl Containerd {
     }
 }
 
+/// Labels by which containerd, its clients and the kubelet's cAdvisor know their own: no image gives them to a container.
+const RESERVED: [&str; 4] = ["containerd.io/", "io.cri-containerd", "io.kubernetes.", "org.mobyproject."];
+
+fn is_reserved(name: &str) -> bool {
+    RESERVED.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
+}
+
+fn labels_of(image: &Image) -> HashMap<String, String> {
+    image.config.config().as_ref().and_then(|config| config.labels().clone()).unwrap_or_default()
+}
+
 /// The image's labels, over them the client's, and which kind it is, as containerd's CRI plugin has them.
-fn labels(image: &Image, own: &StringMap, kind: &str) -> HashMap<String, String> {
-    let of_image = image.config.config().as_ref().and_then(|config| config.labels().clone()).unwrap_or_default();
-    let mut labels: HashMap<String, String> = of_image.into_iter().collect();
-    labels.retain(|name, value| name.len() + value.len() <= LONGEST_LABEL);
+fn labels(of_image: HashMap<String, String>, own: &StringMap, kind: &str) -> HashMap<String, String> {
+    let mut labels = of_image;
+    labels.retain(|name, value| name.len() + value.len() <= LONGEST_LABEL && !is_reserved(name));
     labels.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
     labels.insert(KIND.to_owned(), kind.to_owned());
     labels
@@ -144,4 +154,42 @@ fn labels(image: &Image, own: &StringMap, kind: &str) -> HashMap<String, String>
 fn to_spec(spec: &serde_json::Value) -> Any {
     let value = if spec.is_object() { spec.to_string() } else { "{}".to_owned() };
     Any { type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".to_owned(), value: value.into_bytes() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map<M: FromIterator<(String, String)>>(labels: &[(&str, &str)]) -> M {
+        labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    /// CVE-2026-53488: an image said how containerd was to run a program.
+    #[test]
+    fn v_c25_no_label_of_an_image_says_what_only_the_node_may_say() {
+        let long = "x".repeat(LONGEST_LABEL);
+        let of_image = map(&[
+            ("containerd.io/restart.loguri", "binary:///bin/sh"),
+            ("Containerd.IO/restart.status", "running"),
+            ("io.cri-containerd.kind", "sandbox"),
+            ("io.cri-containerd.image", "managed"),
+            ("io.kubernetes.pod.namespace", "kube-system"),
+            ("org.mobyproject.x", "y"),
+            ("maintainer", "someone"),
+            ("kept", "image"),
+            ("containerd.iox", "other"),
+            ("été", "name"),
+            ("long", &long),
+        ]);
+        let own: StringMap = map(&[("io.kubernetes.pod.name", "web"), ("kept", "client")]);
+        let expected = [
+            ("maintainer", "someone"),
+            ("kept", "client"),
+            ("containerd.iox", "other"),
+            ("été", "name"),
+            ("io.kubernetes.pod.name", "web"),
+            ("io.cri-containerd.kind", "container"),
+        ];
+        assert_eq!(labels(of_image, &own, "container"), map(&expected));
+    }
 }
