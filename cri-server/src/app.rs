@@ -223,9 +223,12 @@ fn refuse_containerd_root(root: &Path) -> Result<(), AppError> {
     if file.exists() { Err(AppError::ContainerdRoot { root: root.to_owned(), file }) } else { Ok(()) }
 }
 
-/// The modes are containerd's: what is stored is root's alone, the state can be passed through by mapped users.
+/// The modes are containerd's, also where directories are there already with others: what is stored is root's alone, the state
+/// can be passed through by mapped users, but not as far as the shared memory of pods, which every process could write to
+/// (CVE-2024-25621).
 fn prepare_directories(config: &Config) -> Result<(), AppError> {
-    for (path, mode) in [(&config.root, 0o700), (&config.state, 0o711)] {
+    let of_pods = config.state.join(sandbox::CRI_DIRECTORY);
+    for (path, mode) in [(&config.root, 0o700), (&config.state, 0o711), (&of_pods, 0o700)] {
         let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
         made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
             .map_err(|source| AppError::Directory { path: path.clone(), source })?;
@@ -265,7 +268,8 @@ fn open_snapshotters(config: &Config, store: &Store) -> Result<BTreeMap<String, 
         ("native".to_owned(), Arc::new(native) as Arc<dyn Snapshotter>),
     ]);
     let named = config.runtime.handlers.values().filter_map(|handler| handler.snapshotter.as_ref());
-    for name in named.chain([&config.images.snapshotter]) {
+    let platforms = config.runtime.platform_snapshotters.values();
+    for name in named.chain(platforms).chain([&config.images.snapshotter]) {
         if !all.contains_key(name) {
             let known = all.keys().cloned().collect::<Vec<_>>().join(", ");
             return Err(AppError::UnknownSnapshotter { name: name.clone(), known });

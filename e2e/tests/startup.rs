@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "the functions that tests share are test code as well")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::Command,
+};
 
 use windlass_e2e::{
     client::container,
@@ -77,6 +82,38 @@ async fn privileged_a_bad_certificate_for_streams_is_told_by_check_and_refused_a
     let said = refused(&file);
     assert!(said.contains(&expected), "{said}");
     node.boot().await;
+    node.finish().await;
+}
+
+/// Whoever else is on the node reaches nothing of a pod by the paths that a process list shows: CVE-2021-41103 and 2024-25621.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_v_c20_nothing_of_a_pod_can_be_reached_by_others_whatever_the_modes_were_before() {
+    let mut node = TestNode::prepare().await;
+    let (root, state) = (node.path("root"), node.path("state"));
+    let of_pods = state.join("io.containerd.grpc.v1.cri");
+    fs::create_dir(&of_pods).unwrap();
+    for path in [&root, &state, &of_pods] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    node.boot().await;
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!([&root, &state, &of_pods].map(|path| mode(path)), [0o700, 0o711, 0o700]);
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let config = node.pod("closed");
+    let pod = client.run_pod(&config).await.unwrap();
+    let app = client.create(&pod, &container("app", BUSYBOX, &["sleep", "1000"]), &config).await.unwrap();
+    client.start(&app).await.unwrap();
+    let mounts = node.leakcheck.mount_points();
+    let mut seen = 0;
+    for mount in mounts.iter().filter(|mount| !mount.starts_with(state.join("netns"))) {
+        let above = mount.ancestors().skip(1).take_while(|path| path.starts_with(&root) || path.starts_with(&state));
+        let closed = { above }.any(|path| mode(path) & 0o007 == 0);
+        assert!(closed, "{} can be reached by everybody", mount.display());
+        seen += 1;
+    }
+    assert!(seen >= 3, "two root file systems and the shared memory: {mounts:?}");
+    node.remove_all_pods().await;
     node.finish().await;
 }
 

@@ -51,6 +51,7 @@ mod world;
 
 pub use config::{Config, GenericOptions, Handler, RuncOptions, RuntimeOptions, Timeouts};
 pub use error::Error;
+pub use paths::CRI as CRI_DIRECTORY;
 pub use pods::Pods;
 pub use session::{ExitStatus, Output, Session};
 pub use store::SCHEMA;

@@ -8,8 +8,9 @@ use ::store::Namespace;
 
 use crate::{Config, model::Id, oci::SandboxFiles};
 
-/// Part of containerd's layout that cAdvisor, log collectors and people know.
-const CRI: &str = "io.containerd.grpc.v1.cri";
+/// Below root and state, what is of pods and containers, but for their bundles. Part of containerd's layout that cAdvisor, log
+/// collectors and people know.
+pub const CRI: &str = "io.containerd.grpc.v1.cri";
 const TASKS: &str = "io.containerd.runtime.v2.task";
 
 /// The directories under which everything lies.
