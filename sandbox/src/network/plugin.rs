@@ -108,6 +108,8 @@ impl Plugins {
         let executable = self.find(&plugin.kind)?;
         let mut conf = configuration(network, plugin, None, None);
         conf["cni.dev/valid-attachments"] = valid.into();
+        // The specification's text calls them so; libcni, and with it other runtimes, send both.
+        conf["cni.dev/attachments"] = valid.into();
         let stdin = conf.to_string().into_bytes();
         let deadline = deadline.min(self.deadline);
         let run =

@@ -307,10 +307,10 @@ async fn privileged_plugins_are_told_which_attachments_are_valid() {
     let pods = vec![(node.id.clone(), "runc".to_owned())];
     node.cni().collect(pods.clone()).await.unwrap();
     insta::assert_snapshot!(node.log(), @r#"
-    new GC   [] {"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth0"},{"containerID":"other","ifname":"eth7"}],"cniVersion":"1.1.0","name":"a","type":"new"}
-    without GC   [] {"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth0"},{"containerID":"other","ifname":"eth7"}],"cniVersion":"1.1.0","name":"a","type":"without"}
-    new GC   [] {"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth2"}],"cniVersion":"1.1.0","name":"c","type":"new"}
-    new GC   [] {"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth2"}],"cniVersion":"1.1.0","name":"c","type":"new"}
+    new GC   [] {"cni.dev/attachments":[{"containerID":"ID","ifname":"eth0"},{"containerID":"other","ifname":"eth7"}],"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth0"},{"containerID":"other","ifname":"eth7"}],"cniVersion":"1.1.0","name":"a","type":"new"}
+    without GC   [] {"cni.dev/attachments":[{"containerID":"ID","ifname":"eth0"},{"containerID":"other","ifname":"eth7"}],"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth0"},{"containerID":"other","ifname":"eth7"}],"cniVersion":"1.1.0","name":"a","type":"without"}
+    new GC   [] {"cni.dev/attachments":[{"containerID":"ID","ifname":"eth2"}],"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth2"}],"cniVersion":"1.1.0","name":"c","type":"new"}
+    new GC   [] {"cni.dev/attachments":[{"containerID":"ID","ifname":"eth2"}],"cni.dev/valid-attachments":[{"containerID":"ID","ifname":"eth2"}],"cniVersion":"1.1.0","name":"c","type":"new"}
     "#);
 
     node.plugin("new", r#"echo '{"code":11,"msg":"busy"}'; exit 1"#);
