@@ -61,8 +61,9 @@ fn member(set: &[char]) -> Option<(char, &[char])> {
     }
 }
 
-/// The paths that an absolute pattern names, sorted. A directory that cannot be read has none. Blocks.
-pub(crate) fn expand(pattern: &str) -> Vec<PathBuf> {
+/// The paths that an absolute pattern names, sorted. A directory that cannot be read has none, as with Go's
+/// `filepath.Glob`. Blocks.
+pub fn expand(pattern: &str) -> Vec<PathBuf> {
     let mut found = vec![PathBuf::from("/")];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
         let names = |dir: &PathBuf| -> Vec<PathBuf> {

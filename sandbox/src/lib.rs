@@ -19,7 +19,7 @@ pub mod error;
 pub mod events;
 pub mod features;
 pub mod files;
-mod glob;
+pub mod glob;
 pub mod host;
 mod image_volumes;
 pub mod launcher;

@@ -1,11 +1,13 @@
-//! Reads the configuration file and the files that it imports, and merges them: a later file wins for each value,
-//! tables merge key by key, arrays are joined without repeats, as containerd's `imports` do.
+//! Reads the configuration file and the files that it imports, and merges them: a later file wins for each value, and tables
+//! merge key by key. A list is a value: what `containerd config dump` (2.2) shows of lists below `plugins` is the last one.
 
 use std::{
     collections::BTreeSet,
     fs, io,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
+
+use sandbox::glob;
 
 use toml::{Table, Value};
 
@@ -65,7 +67,7 @@ fn table(path: &Path, text: &str) -> Result<Table, ConfigError> {
     text.parse::<Table>().map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })
 }
 
-/// The files that `imports` names: relative to the importing file, at most one `*` in the last component, sorted.
+/// The files that `imports` names: relative to the importing file; patterns name those that are there, sorted.
 fn imported(path: &Path, table: &Table, default: Option<&str>) -> Result<Vec<PathBuf>, ConfigError> {
     let invalid = |what: String| ConfigError::Invalid { path: path.to_owned(), what };
     let default = Value::Array(default.into_iter().map(Value::from).collect());
@@ -76,28 +78,11 @@ fn imported(path: &Path, table: &Table, default: Option<&str>) -> Result<Vec<Pat
     for pattern in patterns {
         let Value::String(pattern) = pattern else { return Err(invalid("imports must be an array of paths".into())) };
         let full = path.parent().unwrap_or(Path::new("/")).join(pattern);
-        files.extend(expand(&full).map_err(|source| ConfigError::Read { path: full.clone(), source })?);
-    }
-    Ok(files)
-}
-
-fn expand(pattern: &Path) -> io::Result<Vec<PathBuf>> {
-    let name = pattern.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let Some((prefix, suffix)) = name.split_once('*') else { return Ok(vec![pattern.to_owned()]) };
-    let directory = pattern.parent().unwrap_or(Path::new("/"));
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.len() >= prefix.len() + suffix.len() && name.starts_with(prefix) && name.ends_with(suffix) {
-            found.push(entry.path());
+        let full = path::absolute(&full).map_err(|source| ConfigError::Read { path: full.clone(), source })?;
+        match full.to_str() {
+            Some(text) if text.contains('*') => files.extend(glob::expand(text)),
+            _ => files.push(full),
         }
     }
-    found.sort();
-    Ok(found)
+    Ok(files)
 }

@@ -1,12 +1,15 @@
 //! The daemon's configuration: containerd's file format, read once, validated once, passed down as plain data.
 //!
 //! `section.rs` reads one table and notes what nobody asked for; `load.rs` reads files, follows `imports` and merges;
-//! `parse.rs` knows where each version of the format keeps each key. The defaults are `Config::default()` here, and
+//! `parse.rs` knows where each version of the format keeps each key, `others.rs` what containerd has beside. The defaults are `Config::default()` here, and
 //! `deploy/config.toml` documents them; a test holds the two together.
 
 mod deprecated;
 mod handler;
+#[cfg(test)]
+mod keys;
 mod load;
+mod others;
 mod parse;
 #[cfg(test)]
 mod real_files;
@@ -16,7 +19,11 @@ mod section;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use http::HeaderMap;
 use image_service::{hosts::Mirrors, policy::PolicyConfig};
@@ -106,6 +113,8 @@ pub(crate) struct Images {
     pub(crate) mirrors: Mirrors,
     /// By host.
     pub(crate) auths: BTreeMap<String, Auth>,
+    /// Of `mirrors`, `configs` and `auths`, the older ways to configure registries, those that say something.
+    pub(crate) older_ways: BTreeSet<&'static str>,
     /// Sent with every request to every registry. Their `Debug` shows no value.
     pub(crate) headers: HeaderMap,
     /// Fetch layers that registries may not hand out from where their image says (`registry.allow_foreign_layers`, ours).
@@ -322,6 +331,7 @@ impl Default for Images {
             registry_paths: vec!["/etc/containerd/certs.d".into(), "/etc/docker/certs.d".into()],
             mirrors: Mirrors::default(),
             auths: BTreeMap::new(),
+            older_ways: BTreeSet::new(),
             headers: HeaderMap::new(),
             foreign_layers: false,
             policy: PolicyConfig::default(),

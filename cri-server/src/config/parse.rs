@@ -5,22 +5,11 @@ use std::path::PathBuf;
 
 use toml::Table;
 
-use super::{Config, LogFormat, StreamTls, handler, handler::Options, registry, runtime::runtime, section::Section};
+use super::{
+    Config, LogFormat, StreamTls, handler, handler::Options, others, registry, runtime::runtime, section::Section,
+};
 
-/// Top-level keys that are read elsewhere, or ask for what is the case anyway. Stream processors decrypt layers, and an
-/// encrypted layer is refused by name when it is pulled.
-const ACCEPTED: &[&str] = &["imports", "required_plugins", "stream_processors"];
-
-/// `timeouts`, with containerd's defaults. Everything here has a deadline of its own.
-const TIMEOUTS: [(&str, &str); 7] = [
-    ("io.containerd.timeout.bolt.open", "0s"),
-    ("io.containerd.timeout.cri.defercleanup", "1m0s"),
-    ("io.containerd.timeout.metrics.shimstats", "2s"),
-    ("io.containerd.timeout.shim.cleanup", "5s"),
-    ("io.containerd.timeout.shim.load", "5s"),
-    ("io.containerd.timeout.shim.shutdown", "3s"),
-    ("io.containerd.timeout.task.state", "2s"),
-];
+const CRI: &str = "io.containerd.grpc.v1.cri";
 
 /// Puts what `table` says into `config`; what it does not say stays as it was.
 ///
@@ -34,85 +23,121 @@ pub(super) fn apply(
     let mut top = Section::top(table);
     let mut version: i64 = 1;
     top.number("version", &mut version)?;
-    // Version 1 had other names for plugins, and the same for all else.
-    let readable = (2..=4).contains(&version) || version == 1 && top.is_without("plugins");
-    if !readable {
-        return Err(format!(
-            "version {version} is not supported; write the file in version 2, 3 or 4 and say so by `version = 2` (a file without it is version 1)"
-        ));
+    if !(1..=4).contains(&version) {
+        return Err(format!("version {version} is not supported; write the file in version 2, 3 or 4"));
     }
     top.path_value("root", &mut config.root)?;
     top.path_value("state", &mut config.state)?;
     top.number("oom_score", &mut config.oom_score)?;
     log(top.section("debug")?, config, warnings)?;
-    let (own_grpc, own_ttrpc) = (top.section("grpc")?, top.section("ttrpc")?);
+    let (grpc, ttrpc) = (top.section("grpc")?, top.section("ttrpc")?);
     let mut plugins = top.section("plugins")?;
-    let (grpc, ttrpc) = if version < 4 {
-        (own_grpc, own_ttrpc)
-    } else {
-        (
-            plugins.named_section("io.containerd.server.v1.grpc")?,
-            plugins.named_section("io.containerd.server.v1.ttrpc")?,
-        )
-    };
+    if version == 1 {
+        plugins.rename(plugin_of_version_1);
+    }
+    // The older place first: what version 4 moved below `plugins` wins where a file has both, as containerd has it.
     server(grpc, ttrpc, config, warnings)?;
-    if version == 2 {
-        let mut cri = plugins.named_section("io.containerd.grpc.v1.cri")?;
+    let (grpc, ttrpc) =
+        (plugins.section("io.containerd.server.v1.grpc")?, plugins.section("io.containerd.server.v1.ttrpc")?);
+    server(grpc, ttrpc, config, warnings)?;
+    cri(&mut plugins, version, config, options, warnings)?;
+    let verifiers = plugins.section("io.containerd.image-verifier.v1.bindir")?;
+    registry::verifiers(verifiers, &mut config.images.policy, warnings)?;
+    own(plugins.section("io.windlass.v1.images")?, config, warnings)?;
+    checkpoints(plugins.section("io.windlass.v1.checkpoints")?, config, warnings)?;
+    nri(plugins.section("io.containerd.nri.v1.nri")?, config, warnings)?;
+    classes(plugins.section("io.containerd.service.v1.tasks-service")?, config, warnings)?;
+    others::plugins(plugins, warnings)?;
+    others::top(top, config, warnings)
+}
+
+/// What a plugin of version 1 is called since version 2. Nothing else changed between the two.
+fn plugin_of_version_1(name: &str) -> Option<String> {
+    let kind = match name {
+        name if name.contains('.') => return None,
+        "cgroups" => "monitor.v1",
+        "linux" => "runtime.v1",
+        "task" => "runtime.v2",
+        "scheduler" => "gc.v1",
+        "bolt" => "metadata.v1",
+        "opt" | "restart" | "tracing" => "internal.v1",
+        "otlp" => "tracing.processor.v1",
+        "aufs" | "btrfs" | "devmapper" | "native" | "overlayfs" | "zfs" => "snapshotter.v1",
+        name if name.ends_with("-service") => "service.v1",
+        _ => "grpc.v1",
+    };
+    Some(format!("io.containerd.{kind}.{name}"))
+}
+
+/// CRI: one plugin until version 2, three since. The names of the three count in an older file as well, as containerd has it;
+/// those of the one do not in a newer file, where they are a common mistake.
+fn cri(
+    plugins: &mut Section,
+    version: i64,
+    config: &mut Config,
+    options: &mut Options,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
+    images(plugins.section("io.containerd.cri.v1.images")?, config, warnings)?;
+    transfer(plugins, config)?;
+    let mut section = plugins.section("io.containerd.cri.v1.runtime")?;
+    let containerd = section.section("containerd")?;
+    runtime(&mut section, containerd, config, options, warnings)?;
+    section.unknown(warnings);
+    let mut cri = plugins.section(CRI)?;
+    if version <= 2 {
         let mut containerd = cri.section("containerd")?;
         images_v2(&mut cri, &mut containerd, config, warnings)?;
         runtime(&mut cri, containerd, config, options, warnings)?;
-        streaming(cri, config, warnings)?;
     } else {
-        streaming(plugins.named_section("io.containerd.grpc.v1.cri")?, config, warnings)?;
-        images(plugins.named_section("io.containerd.cri.v1.images")?, config, warnings)?;
-        let mut section = plugins.named_section("io.containerd.cri.v1.runtime")?;
-        let containerd = section.section("containerd")?;
-        runtime(&mut section, containerd, config, options, warnings)?;
-        section.unknown(warnings);
+        misplaced(&mut cri, version, warnings);
     }
-    let verifiers = plugins.named_section("io.containerd.image-verifier.v1.bindir")?;
-    registry::verifiers(verifiers, &mut config.images.policy, warnings)?;
-    own(plugins.named_section("io.windlass.v1.images")?, config, warnings)?;
-    checkpoints(plugins.named_section("io.windlass.v1.checkpoints")?, config, warnings)?;
-    nri(plugins.named_section("io.containerd.nri.v1.nri")?, config, warnings)?;
-    classes(plugins.named_section("io.containerd.service.v1.tasks-service")?, config, warnings)?;
-    // What is left below `plugins` belongs to plugins that this daemon does not have; containerd's own default file
-    // carries dozens, so they are no news to anyone.
-    top.accept(ACCEPTED);
-    without_effect(&mut top, warnings)?;
-    top.unknown(warnings);
+    streaming(cri, config, warnings)
+}
+
+/// Takes out the keys that were CRI's own in version 2 and says so.
+fn misplaced(cri: &mut Section, version: i64, warnings: &mut Vec<String>) {
+    let mut rest = cri.clone();
+    let read = |rest: &mut Section| -> Result<(), String> {
+        let (config, options) = (&mut Config::default(), &mut Options::new());
+        let mut containerd = rest.section("containerd")?;
+        images_v2(rest, &mut containerd, config, &mut Vec::new())?;
+        runtime(rest, containerd, config, options, &mut Vec::new())
+    };
+    // A value that is wrong besides is no news where it has no effect: what was read until then is taken out.
+    if let Err(error) = read(&mut rest) {
+        tracing::debug!(error, "keys of version 2 in a file of a later one");
+    }
+    let left = rest.names();
+    for key in cri.names().into_iter().filter(|key| !left.contains(key)) {
+        warnings.push(format!(
+            "{} has no effect in version {version}: there it belongs to io.containerd.cri.v1.runtime or \
+             io.containerd.cri.v1.images",
+            cri.path(&key)
+        ));
+        cri.drop_key(&key);
+    }
+}
+
+/// containerd pulls by its transfer service since version 2.1, which has its own keys for what CRI's images have as well:
+/// one that is set to something counts.
+fn transfer(plugins: &mut Section, config: &mut Config) -> Result<(), String> {
+    let mut transfer = plugins.section(TRANSFER)?;
+    let defaults = super::Images::default();
+    let (mut downloads, mut buffer) = (defaults.max_concurrent_downloads, defaults.layer_fetch_buffer);
+    transfer.number("max_concurrent_downloads", &mut downloads)?;
+    transfer.number("concurrent_layer_fetch_buffer", &mut buffer)?;
+    if downloads != defaults.max_concurrent_downloads {
+        config.images.max_concurrent_downloads = downloads;
+    }
+    if buffer != defaults.layer_fetch_buffer {
+        config.images.layer_fetch_buffer = buffer;
+    }
+    plugins.put_back(TRANSFER, transfer);
     Ok(())
 }
 
-/// Top-level keys that containerd acts on and this daemon does not; at their defaults they are no news.
-fn without_effect(top: &mut Section, warnings: &mut Vec<String>) -> Result<(), String> {
-    top.fixed("temp", "", "set TMPDIR for the service instead", warnings);
-    top.fixed("plugin_dir", "", "plugins cannot be loaded into this daemon", warnings);
-    top.fixed(
-        "proxy_plugins",
-        Table::new(),
-        "snapshotters and content stores of other processes are not supported",
-        warnings,
-    );
-    let mut disabled = Vec::new();
-    top.strings("disabled_plugins", &mut disabled)?;
-    if disabled.iter().any(|name| ["cri", "io.containerd.grpc.v1.cri"].contains(&name.as_str())) {
-        warnings.push("disabled_plugins names CRI, which is what this daemon is for: it is served all the same".into());
-    }
-    let mut metrics = top.section("metrics")?;
-    metrics.fixed("address", "", "metrics of the daemon itself are not built yet", warnings);
-    metrics.accept(&["grpc_histogram"]);
-    metrics.unknown(warnings);
-    let mut cgroup = top.section("cgroup")?;
-    cgroup.fixed("path", "", "the service manager puts the daemon into its cgroup", warnings);
-    cgroup.unknown(warnings);
-    let mut timeouts = top.section("timeouts")?;
-    for (name, default) in TIMEOUTS {
-        timeouts.fixed(name, default, "deadlines are fixed", warnings);
-    }
-    timeouts.unknown(warnings);
-    Ok(())
-}
+const TRANSFER: &str = "io.containerd.transfer.v1.local";
 
 /// What only the whole configuration can tell.
 pub(super) fn validate(config: &Config) -> Result<(), String> {

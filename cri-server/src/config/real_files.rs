@@ -194,9 +194,3 @@ fn a_drop_in_beside_the_file_is_read_without_being_named() {
         "{error}"
     );
 }
-
-#[test]
-fn a_file_without_a_version_may_say_what_no_version_changed() {
-    assert_eq!(parsed("oom_score = -5\n").unwrap().config.oom_score, -5);
-    assert!(parsed("[plugins.cri]\n").is_err());
-}

@@ -19,12 +19,21 @@ pub(super) fn registry(mut section: Section, images: &mut Images, warnings: &mut
         images.registry_paths = roots.split(':').filter(|root| !root.is_empty()).map(PathBuf::from).collect();
     }
     section.boolean("allow_foreign_layers", &mut images.foreign_layers)?;
-    configs(section.section("configs")?, images, warnings)?;
-    auths(section.section("auths")?, images, warnings)?;
-    mirrors(section.section("mirrors")?, images, warnings)?;
+    configs(older(&mut section, "configs", images)?, images, warnings)?;
+    auths(older(&mut section, "auths", images)?, images, warnings)?;
+    mirrors(older(&mut section, "mirrors", images)?, images, warnings)?;
     headers(section.section("headers")?, images)?;
     section.unknown(warnings);
     Ok(())
+}
+
+/// A table of one of the older ways, noted if it says something.
+fn older(section: &mut Section, way: &'static str, images: &mut Images) -> Result<Section, String> {
+    let section = section.section(way)?;
+    if !section.is_empty() {
+        images.older_ways.insert(way);
+    }
+    Ok(section)
 }
 
 /// What only all files together can tell.

@@ -73,6 +73,9 @@ fn cni(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) ->
     section.path_value("bin_dir", &mut single)?;
     let mut several = Vec::new();
     section.strings("bin_dirs", &mut several)?;
+    if let Some(bad) = several.iter().find(|dir| !dir.starts_with('/')) {
+        return Err(format!("{} must be absolute paths, not {bad:?}", section.path("bin_dirs")));
+    }
     let several: Vec<PathBuf> = several.into_iter().map(PathBuf::from).collect();
     let default = super::Runtime::default().cni.bin_dirs;
     match (single != PathBuf::new(), several.is_empty() || several == default) {

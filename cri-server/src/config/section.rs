@@ -7,6 +7,7 @@ use std::{path::PathBuf, time::Duration};
 use toml::{Table, Value};
 
 /// A table under its path, with the keys that were asked for.
+#[derive(Clone)]
 pub(super) struct Section {
     path: String,
     table: Table,
@@ -65,9 +66,36 @@ impl Section {
         Section { path: path.to_owned(), table, known: Vec::new() }
     }
 
-    /// Whether nothing is said under this key.
-    pub(super) fn is_without(&self, key: &str) -> bool {
-        !self.table.contains_key(key)
+    /// What a section that was taken out before has left, to be read on.
+    pub(super) fn put_back(&mut self, key: &str, section: Section) {
+        if !section.table.is_empty() {
+            self.table.insert(key.to_owned(), Value::Table(section.table));
+        }
+    }
+
+    /// Gives keys other names; one that is there under both keeps the newer.
+    pub(super) fn rename(&mut self, name: impl Fn(&str) -> Option<String>) {
+        for key in self.names() {
+            let Some(newer) = name(&key) else { continue };
+            if let Some(value) = self.table.remove(&key) {
+                self.table.entry(newer).or_insert(value);
+            }
+        }
+    }
+
+    /// What nobody asked for so far.
+    pub(super) fn left(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.table.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// Forgets a key.
+    pub(super) fn drop_key(&mut self, key: &str) {
+        self.table.remove(key);
+    }
+
+    /// Forgets all keys that ask for nothing.
+    pub(super) fn drop_off(&mut self) {
+        self.table.retain(|_, value| !is_off(value));
     }
 
     /// The names left in this table.
@@ -194,15 +222,7 @@ impl Section {
     pub(super) fn pending(&mut self, keys: &[&'static str], warnings: &mut Vec<String>) {
         for key in keys {
             self.known.push(key);
-            let off = match self.table.remove(*key) {
-                None => true,
-                Some(Value::String(text)) => text.is_empty(),
-                Some(Value::Boolean(value)) => !value,
-                Some(Value::Integer(value)) => value == 0,
-                Some(Value::Array(values)) => values.is_empty(),
-                Some(Value::Table(values)) => values.is_empty(),
-                Some(Value::Float(_) | Value::Datetime(_)) => false,
-            };
+            let off = self.table.remove(*key).is_none_or(|value| is_off(&value));
             if !off {
                 warnings.push(format!("{} is not supported yet and has no effect", self.path(key)));
             }
@@ -248,6 +268,18 @@ impl Section {
             }
             warnings.push(text);
         }
+    }
+}
+
+/// Whether a value asks for nothing: what Go has as the zero of its type, all through a table.
+pub(super) fn is_off(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Boolean(value) => !value,
+        Value::Integer(value) => *value == 0,
+        Value::Array(values) => values.is_empty(),
+        Value::Table(values) => values.values().all(is_off),
+        Value::Float(_) | Value::Datetime(_) => false,
     }
 }
 

@@ -69,11 +69,101 @@ SystemdCgroup = true
 }
 
 #[test]
-fn a_version_that_is_missing_or_too_new_names_the_way_out() {
-    for text in ["[plugins.cri]", "version = 5"] {
+fn a_version_that_is_unknown_names_the_way_out() {
+    for text in ["version = 0", "version = 5"] {
         let error = parsed(text).unwrap_err();
         assert!(error.contains("write the file in version 2, 3 or 4"), "{error}");
     }
+}
+
+#[test]
+fn a_file_without_a_version_is_of_version_1_whose_plugins_had_other_names() {
+    let text = "[grpc]\naddress = \"/run/x.sock\"\n[plugins.cri]\nsandbox_image = \"registry.example/pause:1\"\n\
+                enable_selinx = true\n[plugins.cri.cni]\nmax_conf_num = 2\n[plugins.tasks-service]\n\
+                blockio_config_file = \"/b.yaml\"\n[plugins.scheduler]\npause_threshold = 0.5\n[plugins.opt]\npath = \"/opt/containerd\"\n";
+    let Loaded { config, warnings } = parsed(text).unwrap();
+    assert_eq!((config.images.pause_image.as_str(), config.runtime.cni.max_conf_num), ("registry.example/pause:1", 2));
+    assert_eq!(config.blockio_config_file, Path::new("/b.yaml"));
+    assert_eq!(
+        warnings,
+        [
+            "unknown key plugins.\"io.containerd.grpc.v1.cri\".enable_selinx has no effect; did you mean enable_selinux?",
+            "plugins.\"io.containerd.gc.v1.scheduler\".pause_threshold has no effect: garbage is collected when it arises",
+        ]
+    );
+    // A file may have the newer names all the same.
+    let newer = "[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_selinux = true\n";
+    assert!(parsed(newer).unwrap().config.runtime.enable_selinux);
+}
+
+/// What version 3 split from CRI has its names in an older file too, and CRI's own names are of no use in a newer one.
+#[test]
+fn keys_under_the_names_of_another_version_count_or_say_where_they_belong() {
+    let older = "version = 2\n[plugins.\"io.containerd.cri.v1.runtime\"]\nenable_selinux = true\n\
+                 [plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"native\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n";
+    let Loaded { config, warnings } = parsed(older).unwrap();
+    assert_eq!(warnings, [""; 0]);
+    assert!(config.runtime.enable_selinux && config.runtime.restrict_oom_score_adj);
+    assert_eq!(config.images.snapshotter, "native");
+    let newer = "version = 3\n[plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_port = \"1\"\nsandbox_imag = \"x\"\n\
+                 enable_selinux = true\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.x]\nruntime_type = \"y\"\n";
+    let Loaded { config, warnings } = parsed(newer).unwrap();
+    assert_eq!((config.streaming.port, config.runtime.handlers.len(), config.runtime.enable_selinux), (1, 1, false));
+    let moved = |key: &str| {
+        format!(
+            "plugins.\"io.containerd.grpc.v1.cri\".{key} has no effect in version 3: there it belongs to \
+             io.containerd.cri.v1.runtime or io.containerd.cri.v1.images"
+        )
+    };
+    let unknown = "unknown key plugins.\"io.containerd.grpc.v1.cri\".sandbox_imag has no effect";
+    assert_eq!(warnings, [moved("enable_selinux"), moved("containerd"), unknown.to_owned()]);
+}
+
+#[test]
+fn servers_are_read_where_they_were_and_where_version_4_has_them() {
+    let (older, newer) =
+        ("[grpc]\naddress = \"/old\"\nuid = 7\n", "[plugins.\"io.containerd.server.v1.grpc\"]\naddress = \"/new\"\n");
+    for version in 2..=4 {
+        let grpc = |text: &str| parsed(&format!("version = {version}\n{text}")).unwrap().config;
+        assert_eq!((grpc(older).grpc.address, grpc(older).grpc.uid), ("/old".into(), 7));
+        let both = grpc(&format!("{older}{newer}"));
+        assert_eq!((both.grpc.address, both.grpc.uid), ("/new".into(), 7));
+        assert_eq!(both.ttrpc_address, Path::new("/new.ttrpc"));
+    }
+}
+
+#[test]
+fn what_containerd_has_for_pulls_in_its_transfer_service_counts() {
+    let images = |text: &str| parsed(&format!("version = 3\n{text}")).unwrap();
+    let transfer = "[plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_downloads = 9\nconcurrent_layer_fetch_buffer = 4096\n";
+    let cri = "[plugins.\"io.containerd.cri.v1.images\"]\nmax_concurrent_downloads = 5\n";
+    let loaded = images(transfer);
+    assert_eq!((loaded.config.images.max_concurrent_downloads, loaded.config.images.layer_fetch_buffer), (9, 4096));
+    assert_eq!(loaded.warnings, [""; 0]);
+    let usual = transfer.replace('9', "3").replace("4096", "0");
+    assert_eq!(images(&format!("{cri}{usual}")).config.images.max_concurrent_downloads, 5);
+    let other = images("[plugins.\"io.containerd.transfer.v1.local\"]\nconfig_path = \"/x\"\n").warnings;
+    assert!(
+        matches!(&other[..], [one] if one.contains("config_path has no effect: pulls are configured with")),
+        "{other:?}"
+    );
+}
+
+#[test]
+fn imports_are_patterns_of_any_form_in_any_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("config.toml", "version = 2\nimports = [\"*.d/1*-*.toml\"]\n");
+    write("a.d/10-x.toml", "version = 2\noom_score = 1\n");
+    write("b.d/11-y.toml", "version = 2\n[grpc]\nuid = 5\n");
+    write("b.d/11y.toml", "version = 2\noom_score = 9\n");
+    let config = load(&dir.path().join("config.toml")).unwrap().config;
+    assert_eq!((config.oom_score, config.grpc.uid), (1, 5));
 }
 
 #[test]
