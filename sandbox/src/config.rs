@@ -39,6 +39,8 @@ pub struct Config {
     pub cdi_spec_dirs: Option<Vec<PathBuf>>,
     /// Classes of block I/O; `None` has none.
     pub blockio_config_file: Option<PathBuf>,
+    /// `rdt_config_file`: classes of RDT, in goresctrl's format.
+    pub rdt_config_file: Option<PathBuf>,
     /// Pods and containers get no AppArmor profile, and none may ask for one.
     pub disable_apparmor: bool,
     /// Make no volumes for what images declare as such (`VOLUME`).

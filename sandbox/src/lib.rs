@@ -34,6 +34,7 @@ mod ops;
 mod owner;
 mod paths;
 mod pods;
+mod rdt;
 mod record;
 mod recover;
 mod request;

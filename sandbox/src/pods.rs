@@ -36,6 +36,7 @@ use crate::{
     nri::{LimitChange, Nri},
     owner::Owner,
     paths::Paths,
+    rdt,
     record::PodRecord,
     recover::{self, Recovered},
     request::{ContainerRequest, Create, Gone, INBOX, Inbox, Reply, Request, Run, ask},
@@ -83,15 +84,17 @@ impl Pods {
         let categories = config.selinux_categories;
         let selinux = tokio::task::spawn_blocking(move || categories.and_then(selinux::read));
         let selinux = selinux.await.map_err(|error| Error::failed("read the SELinux policy", error))?;
-        let classes = config.blockio_config_file.clone();
-        let block_io = tokio::task::spawn_blocking(move || blockio::Classes::load(classes.as_deref()));
-        let block_io = block_io.await.map_err(|error| Error::failed("read the block IO classes", error))?;
+        let (blocks, caches) = (config.blockio_config_file.clone(), config.rdt_config_file.clone());
+        let load = move || (blockio::Classes::load(blocks.as_deref()), rdt::of_host(caches.as_deref()));
+        let loaded = tokio::task::spawn_blocking(load).await;
+        let (block_io, rdt) = loaded.map_err(|error| Error::failed("read the classes of block IO and RDT", error))?;
         let world = Arc::new(World {
             paths: Paths::new(&config),
             rows: Rows::new(store, config.namespace.clone()),
             boot: ::store::boot_id().map_err(|error| Error::failed("read the boot id", error))?,
             nri: Nri::new(config.nri.clone()),
             block_io,
+            rdt,
             config,
             snapshotters,
             network,

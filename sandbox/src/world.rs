@@ -22,6 +22,7 @@ use crate::{
     nri::{Admission, Nri},
     oci::HandlerOptions,
     paths::Paths,
+    rdt,
     record::PodRecord,
     selinux,
     store::Rows,
@@ -39,6 +40,7 @@ pub(crate) struct World {
     pub(crate) host: Host,
     pub(crate) nri: Nri,
     pub(crate) block_io: blockio::Classes,
+    pub(crate) rdt: rdt::Classes,
     /// Only where labels are enabled and the host has SELinux.
     pub(crate) selinux: Option<selinux::Policy>,
     /// This boot's id.

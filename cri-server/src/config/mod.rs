@@ -276,6 +276,8 @@ pub(crate) struct Config {
     pub(crate) nri: Nri,
     /// Classes of block I/O; empty is none.
     pub(crate) blockio_config_file: PathBuf,
+    /// Classes of RDT; empty is none.
+    pub(crate) rdt_config_file: PathBuf,
 }
 
 impl Default for Config {
@@ -303,6 +305,7 @@ impl Default for Config {
             },
             nri: Nri::default(),
             blockio_config_file: PathBuf::new(),
+            rdt_config_file: PathBuf::new(),
         }
     }
 }

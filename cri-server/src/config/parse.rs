@@ -263,12 +263,7 @@ fn streaming(mut cri: Section, config: &mut Config, warnings: &mut Vec<String>) 
 /// Files of resource classes.
 fn classes(mut section: Section, config: &mut Config, warnings: &mut Vec<String>) -> Result<(), String> {
     section.path_value("blockio_config_file", &mut config.blockio_config_file)?;
-    section.fixed(
-        "rdt_config_file",
-        "",
-        "classes of RDT are not built; an NRI plugin can name a class of the host's",
-        warnings,
-    );
+    section.path_value("rdt_config_file", &mut config.rdt_config_file)?;
     section.unknown(warnings);
     Ok(())
 }

@@ -58,17 +58,35 @@ fn passed_on(annotations: &StringMap, globs: &[String]) -> HashMap<String, Strin
 }
 
 /// The class of block I/O or RDT (`kind`: `blockio`, `rdt`) that annotations give to a container, with the annotation's
-/// name: the container's own first, then what the pod's say of this container, then of all. An empty one is none.
+/// name and whether it is the container's own: that first, then what the pod's say of this container, then of all. An empty
+/// one is none.
 ///
 /// Source: goresctrl's `ContainerClassFromAnnotations`, which containerd uses.
-pub(crate) fn class(kind: &str, container: &str, own: &StringMap, of_pod: &StringMap) -> Option<(String, String)> {
+pub(crate) fn class(kind: &str, container: &ContainerSpec, of_pod: &StringMap) -> Option<Class> {
+    find_class(kind, &container.name.name, &container.annotations, of_pod)
+}
+
+/// A class that an annotation gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Class {
+    pub(crate) annotation: String,
+    pub(crate) name: String,
+    /// The annotation is the container's, not its pod's.
+    pub(crate) own: bool,
+}
+
+fn find_class(kind: &str, container: &str, own: &StringMap, of_pod: &StringMap) -> Option<Class> {
     let candidates = [
         (own, format!("{PREFIX}.{kind}-class")),
         (of_pod, format!("{kind}.resources.beta.kubernetes.io/container.{container}")),
         (of_pod, format!("{kind}.resources.beta.kubernetes.io/pod")),
     ];
-    let found = candidates.into_iter().find_map(|(all, name)| all.get(&name).map(|class| (name, class.clone())));
-    found.filter(|(_, class)| !class.is_empty())
+    let mut candidates = candidates.into_iter().enumerate();
+    let found = candidates.find_map(|(place, (all, annotation))| {
+        let name = all.get(&annotation)?.clone();
+        Some(Class { annotation, name, own: place == 0 })
+    });
+    found.filter(|class| !class.name.is_empty())
 }
 
 #[cfg(test)]
@@ -95,8 +113,12 @@ mod tests {
             let map = |all: &[(&str, &str)]| -> StringMap {
                 all.iter().map(|(name, class)| ((*name).into(), (*class).into())).collect()
             };
-            let expected = expected.map(|(name, class)| (name.to_owned(), class.to_owned()));
-            assert_eq!(class("blockio", "app", &map(container), &map(pod)), expected);
+            let expected = expected.map(|(annotation, name)| Class {
+                annotation: annotation.to_owned(),
+                name: name.to_owned(),
+                own: name == "own",
+            });
+            assert_eq!(find_class("blockio", "app", &map(container), &map(pod)), expected);
         };
         check(&[own], &[named, all], Some(own));
         check(&[], &[all, named, other], Some(named));

@@ -57,12 +57,6 @@ fn check(input: &ContainerInput<'_>) -> Result<(), Error> {
             "mount {at}: uid_mappings and gid_mappings: the runtime or the kernel has no mapped mounts"
         )));
     }
-    let rdt = annotations::class("rdt", &container.name.name, &container.annotations, &input.pod.annotations);
-    if let Some((name, class)) = rdt
-        && !input.handler.ignore_rdt
-    {
-        return Err(Error::Unsupported(format!("annotation {name}: RDT class {class:?}: classes are not supported")));
-    }
     Ok(())
 }
 

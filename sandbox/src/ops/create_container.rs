@@ -2,7 +2,7 @@
 
 use std::{fs, sync::Arc};
 
-use oci_spec::runtime::LinuxBlockIo;
+use oci_spec::runtime::{LinuxBlockIo, LinuxIntelRdt};
 
 use crate::{
     Error, apparmor, bundle, cdi,
@@ -12,6 +12,7 @@ use crate::{
     nri::{Adjustment, HostLimits},
     oci::{self, ContainerInput, HandlerOptions, devices, mounts, seccomp},
     ops::{Undone, update_container::merge},
+    rdt,
     record::{ContainerRecord, PodRecord},
     selinux,
     teardown::{self, Task},
@@ -147,6 +148,7 @@ fn make(
     let cdi_devices = cdi::resolve(request, world.config.cdi_spec_dirs.as_deref())?;
     cdi::check(&cdi_devices, world.handler(&pod.handler)?, pod.host_network())?;
     let block_io = block_io(world, pod, request, &handler)?;
+    let rdt_group = rdt_group(world, pod, request, &handler)?;
     let profile = seccomp::read_profile(&request.seccomp)?;
     if let Some(profile) = oci::apparmor::of_container(&request.apparmor, request.privileged, &world.host)? {
         apparmor::ready(&profile)?;
@@ -191,6 +193,9 @@ fn make(
         let linux = spec.linux_mut().get_or_insert_default();
         linux.resources_mut().get_or_insert_default().set_block_io(Some(block_io));
     }
+    if let Some(group) = rdt_group {
+        spec.linux_mut().get_or_insert_default().set_intel_rdt(Some(group));
+    }
     if let Some(labels) = labels.clone().filter(|_| !request.privileged) {
         selinux::apply(&mut spec, labels);
     }
@@ -209,14 +214,33 @@ fn block_io(
     container: &ContainerSpec,
     handler: &HandlerOptions,
 ) -> Result<Option<LinuxBlockIo>, Error> {
-    let (own, of_pod) = (&container.annotations, &pod.spec.annotations);
-    let class = oci::annotations::class("blockio", &container.name.name, own, of_pod);
-    let Some((name, class)) = class else { return Ok(None) };
+    let Some(class) = oci::annotations::class("blockio", container, &pod.spec.annotations) else { return Ok(None) };
     if handler.ignore_blockio && !world.block_io.are_on() {
         return Ok(None);
     }
-    let resolved = world.block_io.resolve(&class);
-    resolved.map(Some).map_err(|error| Error::Precondition(format!("annotation {name}: {error}")))
+    let resolved = world.block_io.resolve(&class.name);
+    resolved.map(Some).map_err(|error| Error::Precondition(format!("annotation {}: {error}", class.annotation)))
+}
+
+/// The RDT group that annotations give to the container. Blocks.
+fn rdt_group(
+    world: &World,
+    pod: &PodRecord,
+    container: &ContainerSpec,
+    handler: &HandlerOptions,
+) -> Result<Option<LinuxIntelRdt>, Error> {
+    let Some(class) = oci::annotations::class("rdt", container, &pod.spec.annotations) else { return Ok(None) };
+    if handler.ignore_rdt && !world.rdt.are_on() {
+        return Ok(None);
+    }
+    let origin = if class.own { rdt::Origin::Container } else { rdt::Origin::Pod };
+    let group = world.rdt.resolve(&class.name, origin);
+    let group = group.map_err(|error| Error::Precondition(format!("annotation {}: {error}", class.annotation)))?;
+    Ok(group.map(|group| {
+        let mut rdt = LinuxIntelRdt::default();
+        rdt.set_clos_id(Some(group));
+        rdt
+    }))
 }
 
 /// The container's SELinux labels, known to the policy, with those volumes relabelled that ask for it.

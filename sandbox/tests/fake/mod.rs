@@ -256,6 +256,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         selinux_categories: None,
         cdi_spec_dirs: Some(Vec::new()),
         blockio_config_file: None,
+        rdt_config_file: None,
         disable_apparmor: false,
         ignore_image_volumes: false,
         nri: None,
