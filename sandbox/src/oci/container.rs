@@ -2,13 +2,11 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::{
-    Capability, Linux, LinuxResources, Process, Root, Spec, get_default_maskedpaths, get_default_readonly_paths,
-};
+use oci_spec::runtime::{Capability, Linux, LinuxResources, Process, Root, Spec, get_default_readonly_paths};
 
 use super::{
-    ContainerInput, annotations, apparmor, args, base, capabilities, cgroup, devices, env, mounts, namespaces, pod,
-    resources, seccomp,
+    ContainerInput, annotations, apparmor, args, base, capabilities, cgroup, devices, env, masked_paths, mounts,
+    namespaces, pod, resources, seccomp,
 };
 use crate::error::Error;
 
@@ -135,10 +133,13 @@ fn linux(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Li
         },
     )?;
     // kubelet sends the lists it wants, so an empty one means none, not the default.
-    let paths = |paths: &Vec<String>, default: fn() -> Vec<String>| match input.handler.disable_proc_mount {
-        _ if container.privileged => None,
-        true => Some(default()),
-        false => (!paths.is_empty()).then(|| paths.clone()),
+    let (masked, readonly) = match input.handler.disable_proc_mount {
+        _ if container.privileged => (None, None),
+        true => (Some(masked_paths::default()), Some(get_default_readonly_paths())),
+        false => {
+            let readonly = &container.readonly_paths;
+            (masked_paths::of_client(&container.masked_paths), (!readonly.is_empty()).then(|| readonly.clone()))
+        }
     };
     let (uids, gids) = namespaces::mappings(&container.namespaces);
     let mut linux = Linux::default();
@@ -149,8 +150,8 @@ fn linux(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Li
         .set_cgroups_path(Some(cgroup::path(&input.pod.cgroup_parent, input.id, input.handler.systemd_cgroup)?))
         .set_resources(Some(limits(input)?))
         .set_devices(devices::nodes(input.devices))
-        .set_masked_paths(paths(&container.masked_paths, get_default_maskedpaths))
-        .set_readonly_paths(paths(&container.readonly_paths, get_default_readonly_paths))
+        .set_masked_paths(masked)
+        .set_readonly_paths(readonly)
         .set_rootfs_propagation(mounts::rootfs_propagation(input.mounts))
         .set_seccomp(filter);
     Ok(linux)

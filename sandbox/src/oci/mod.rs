@@ -26,6 +26,7 @@ pub mod cgroup;
 mod container;
 pub mod devices;
 pub mod env;
+mod masked_paths;
 pub mod mounts;
 mod namespaces;
 mod pod;

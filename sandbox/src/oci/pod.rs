@@ -1,10 +1,10 @@
 //! The spec of a pause container.
 
-use oci_spec::runtime::{Linux, Process, Root, Spec, User, get_default_maskedpaths, get_default_readonly_paths};
+use oci_spec::runtime::{Linux, Process, Root, Spec, User, get_default_readonly_paths};
 
 use super::{
-    PodInput, annotations, apparmor, args, base, capabilities, cgroup, devices, env, mounts, namespaces, resources,
-    seccomp, sysctls,
+    PodInput, annotations, apparmor, args, base, capabilities, cgroup, devices, env, masked_paths, mounts, namespaces,
+    resources, seccomp, sysctls,
 };
 use crate::error::Error;
 
@@ -86,7 +86,7 @@ fn linux(input: &PodInput<'_>) -> Result<Linux, Error> {
         .set_sysctl(Some(sysctls::of_pod(input)))
         .set_cgroups_path(Some(cgroup::path(&pod.cgroup_parent, input.id, input.handler.systemd_cgroup)?))
         .set_resources(Some(limits))
-        .set_masked_paths(Some(get_default_maskedpaths()))
+        .set_masked_paths(Some(masked_paths::default()))
         .set_readonly_paths(Some(get_default_readonly_paths()))
         .set_seccomp(filter);
     Ok(linux)
