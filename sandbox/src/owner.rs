@@ -241,8 +241,8 @@ impl Owner {
         }
     }
 
-    /// One commit, which no effect belongs to, but that plugins are asked before. What a running operation holds is a copy of the record, but its end writes
-    /// this one.
+    /// One commit without an effect; plugins are asked before it. A running operation has a copy of the record, but its end
+    /// writes this one.
     async fn update_resources(&mut self, update: Box<PodResources>, reply: Reply<()>) {
         if self.running.as_ref().is_some_and(|running| running.verb == PodVerb::Run) {
             // Nobody knows the id yet but from a list, and a start that fails forgets the pod.

@@ -26,15 +26,12 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Containers for Containerd {
     async fn get(&self, request: Request<GetContainerRequest>) -> Answer<GetContainerResponse> {
-        let namespace = namespace_of(&request);
+        let (namespace, id) = (namespace_of(&request)?, &request.get_ref().id);
         let found = match self.is_ours(&request)? {
-            true => self.find(&request.get_ref().id).await?,
+            true => self.find(id).await?,
             false => None,
         };
-        let missing = || {
-            let id = &request.get_ref().id;
-            Status::not_found(format!("container {id:?} in namespace {namespace:?}: not found"))
-        };
+        let missing = || Status::not_found(format!("container {id:?} in namespace {namespace:?}: not found"));
         Ok(Response::new(GetContainerResponse { container: Some(found.ok_or_else(missing)?) }))
     }
 

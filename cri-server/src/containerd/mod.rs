@@ -28,18 +28,15 @@ pub(crate) struct Containerd {
 impl Containerd {
     /// Whether a request is about the one namespace that has something.
     fn is_ours<T>(&self, request: &Request<T>) -> Result<bool, Status> {
-        let named = request.metadata().get("containerd-namespace").and_then(|value| value.to_str().ok());
-        match named {
-            None | Some("") => Err(Status::failed_precondition("namespace is required: failed precondition")),
-            Some(name) => Ok(name == self.namespace.as_str()),
-        }
+        Ok(namespace_of(request)? == self.namespace.as_str())
     }
 }
 
-/// The namespace as the client has named it, for messages.
-fn namespace_of<T>(request: &Request<T>) -> String {
+/// The namespace that the client has to name.
+fn namespace_of<T>(request: &Request<T>) -> Result<&str, Status> {
     let named = request.metadata().get("containerd-namespace").and_then(|value| value.to_str().ok());
-    named.unwrap_or_default().to_owned()
+    let missing = || Status::failed_precondition("namespace is required: failed precondition");
+    named.filter(|name| !name.is_empty()).ok_or_else(missing)
 }
 
 fn read_only<T>(what: &str) -> Result<T, Status> {
