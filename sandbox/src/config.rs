@@ -193,6 +193,9 @@ pub struct Timeouts {
     pub kill: Duration,
     /// Recovery of one pod at boot.
     pub recover: Duration,
+    /// The same of a pod in the middle of a start, stop or removal. Nobody can be served before, and what is not finished by
+    /// then is left to the next stop or removal; a network plugin may take much longer.
+    pub finish: Duration,
     /// How long ExecSync waits for the end of output after the process ended.
     pub drain: Duration,
 }
@@ -206,6 +209,8 @@ impl Default for Timeouts {
             task: Duration::from_secs(120),
             kill: Duration::from_secs(60),
             recover: Duration::from_secs(60),
+            // The kubelet calls a node not ready whose runtime has not answered for half a minute.
+            finish: Duration::from_secs(10),
             drain: Duration::from_secs(10),
         }
     }

@@ -68,8 +68,10 @@ pub(crate) async fn all(world: &Arc<World>) -> Result<Vec<Recovered>, Error> {
 async fn one(world: &Arc<World>, pod: PodRecord, containers: Vec<ContainerRecord>) -> Option<Recovered> {
     let id = pod.id.clone();
     let spare = (pod.clone(), containers.clone());
+    let timeouts = &world.config.timeouts;
+    let limit = if pod.intent.is_some_and(cut_off) { timeouts.finish } else { timeouts.recover };
     let work = async { Ok(Box::pin(settle(world, pod, containers)).await) };
-    let settled = within(world.config.timeouts.recover, || format!("recover pod sandbox {id}"), work).await;
+    let settled = within(limit, || format!("recover pod sandbox {id}"), work).await;
     let recovered = settled.unwrap_or_else(|error| {
         tracing::error!(pod = %id, error = error.chain(), "a pod could not be recovered; it is not ready");
         let (pod, containers) = spare;
@@ -86,6 +88,14 @@ async fn one(world: &Arc<World>, pod: PodRecord, containers: Vec<ContainerRecord
         tracing::error!(pod = %id, error = error.chain(), "a recovered pod could not be recorded");
     }
     Some(recovered)
+}
+
+/// Whether an operation was in the middle of making or taking back what a pod is.
+fn cut_off(intent: PodVerb) -> bool {
+    match intent {
+        PodVerb::Run | PodVerb::Stop | PodVerb::Remove => true,
+        PodVerb::Rescue => false,
+    }
 }
 
 /// A pod of which nothing could be found out in time.
@@ -204,9 +214,6 @@ fn stopped(mut pod: PodRecord, mut containers: Vec<ContainerRecord>, torn: &Torn
     pod.phase = if complete { PodPhase::Stopped } else { PodPhase::NotReady };
     pod.network_owed &= !torn.network_returned;
     pod.pid = None;
-    if !pod.network_owed {
-        pod.network.ips.clear();
-    }
     for container in &mut containers {
         if let Some((_, exit)) = torn.exits.iter().find(|(id, _)| *id == container.id) {
             container.take_exit(exit);

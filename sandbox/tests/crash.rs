@@ -404,3 +404,32 @@ fn what_no_record_knows_is_removed_at_the_start() {
     process(&machine, Fault::default(), async |pods, _| assert!(pods.pods().is_empty()));
     machine.assert_clean("after the next start");
 }
+
+#[test]
+fn a_network_that_cannot_be_taken_back_does_not_keep_the_daemon_from_serving() {
+    let run = async |pods: Pods, _| drop(pods.run(pod_spec("web"), image()).await);
+    let whole = Machine::new();
+    process(&whole, Fault::default(), run);
+    let attached = whole.state.lock().unwrap().log.iter().position(|effect| effect == "attach").unwrap() + 1;
+
+    let machine = Machine::new();
+    process(&machine, Fault { stop_after: Some(attached), ..Fault::default() }, run);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let process = Process::new(&machine, Fault::default());
+    process.hold_detach.send_replace(true);
+    runtime.block_on(async {
+        let mut config = fake::config(machine.dir.path());
+        config.timeouts.finish = Duration::from_millis(100);
+        let opened = tokio::time::timeout(Duration::from_secs(20), process.open_with(config)).await;
+        let pods = opened.expect("it has to serve without the network");
+        let left: Vec<_> = pods.pods().iter().map(|pod| (pod.spec.name.name.clone(), pod.state)).collect();
+        assert_eq!(left, [("web".to_owned(), PodState::NotReady)]);
+        process.hold_detach.send_replace(false);
+        let again = pods.run(pod_spec("web"), image()).await.unwrap();
+        assert_eq!(pods.pod(again.as_str()).unwrap().state, PodState::Ready);
+        pods.remove(again.as_str()).await.unwrap();
+        assert_eq!(pods.pods().len(), 0);
+        pods.shutdown().await;
+    });
+    machine.assert_clean("once the network let go");
+}

@@ -150,6 +150,8 @@ pub(crate) struct Process {
     pub(crate) died: Notify,
     /// Network attaches wait while this is true.
     pub(crate) hold_attach: watch::Sender<bool>,
+    /// Their detaches while this is.
+    pub(crate) hold_detach: watch::Sender<bool>,
     /// And the deletion of removed snapshots' files while this is.
     pub(crate) hold_trash: watch::Sender<bool>,
 }
@@ -163,6 +165,7 @@ impl Process {
             release: Condvar::new(),
             died: Notify::new(),
             hold_attach: watch::Sender::new(false),
+            hold_detach: watch::Sender::new(false),
             hold_trash: watch::Sender::new(false),
         })
     }
@@ -355,6 +358,8 @@ impl Network for Seams {
 
     fn detach(&self, pod: Attachment) -> BoxFuture<'_, Result<(), Error>> {
         async move {
+            let mut held = self.0.hold_detach.subscribe();
+            held.wait_for(|held| !held).await.unwrap();
             let detach = |state: &mut State| {
                 state.attached.remove(&pod.id);
                 Ok(())
