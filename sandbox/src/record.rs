@@ -44,6 +44,7 @@ pub(crate) struct PodRecord {
     pub(crate) boot: String,
     /// A CNI DEL is owed: true from before the ADD until a DEL succeeded.
     pub(crate) network_owed: bool,
+    /// As it was made. Kept after the stop, since plugins of NRI are told of a removed pod's addresses.
     pub(crate) network: PodNetwork,
     /// The pod's SELinux level, no other pod's while this record lives; empty where nothing is labelled.
     #[serde(default, skip_serializing_if = "String::is_empty")]

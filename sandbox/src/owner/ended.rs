@@ -7,7 +7,7 @@ use crate::{
     Error,
     launcher::{TaskExit, TaskState},
     machine::{ContainerPhase, PodPhase, PodVerb},
-    model::{ContainerState, Exit, Id, PodNetwork, PodResources},
+    model::{ContainerState, Exit, Id, PodResources},
     ops::{
         Undone, create_container::Created, remove_pod::Removed, rescue_pod::Rescued, start_pod::Started,
         update_container::Updated,
@@ -118,9 +118,6 @@ impl Owner {
         self.pod.pid = None;
         // A shim that could not be ended is found again by its bundle.
         self.shim = None;
-        if !self.pod.network_owed {
-            self.pod.network = PodNetwork { ips: Vec::new(), ..std::mem::take(&mut self.pod.network) };
-        }
         for (id, exit) in &torn.exits {
             self.take_exit(id, exit);
         }
