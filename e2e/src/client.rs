@@ -85,6 +85,13 @@ impl Client {
         answer.status.ok_or_else(|| Status::internal("an answer without a status"))
     }
 
+    /// What verbose status tells under `info`.
+    pub async fn pod_info(&self, id: &str) -> Answer<serde_json::Value> {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: true };
+        let answer = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
+        serde_json::from_str(&answer.info["info"]).map_err(|error| Status::internal(error.to_string()))
+    }
+
     pub async fn pods(&self) -> Answer<Vec<cri::PodSandbox>> {
         let request = cri::ListPodSandboxRequest { filter: None };
         Ok(self.runtime.clone().list_pod_sandbox(request).await?.into_inner().items)

@@ -96,6 +96,28 @@ delegate"#,
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_pod_whose_network_namespace_was_taken_away_has_no_address_and_goes_without_a_rest() {
+    let node = TestNode::start().await;
+    let client = node.client();
+    let id = client.run_pod(&node.pod("app")).await.unwrap();
+    let before = client.pod_status(&id).await.unwrap();
+    assert_ne!(before.network.unwrap().ip, "");
+    let info = client.pod_info(&id).await.unwrap();
+    assert_eq!(info["netNamespaceClosed"], false);
+    let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
+    let network = namespaces.iter().find(|namespace| namespace["type"] == "network").unwrap();
+    rustix::mount::unmount(network["path"].as_str().unwrap(), rustix::mount::UnmountFlags::DETACH).unwrap();
+
+    let after = client.pod_status(&id).await.unwrap();
+    assert_eq!(after.state(), api::cri::PodSandboxState::SandboxReady);
+    assert_eq!(after.network.unwrap().ip, "", "the kubelet makes a ready pod without an address anew");
+    assert_eq!(client.pod_info(&id).await.unwrap()["netNamespaceClosed"], true);
+    client.stop_pod(&id).await.unwrap();
+    client.remove_pod(&id).await.unwrap();
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_without_a_network_configuration_pods_fail_and_status_says_so() {
     let node = TestNode::start().await;
     node.remove_network();

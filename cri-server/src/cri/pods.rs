@@ -8,7 +8,10 @@ use std::{
 
 use ::image_service::images::{Image, PullRequest};
 use api::cri;
-use sandbox::model::{PodResources, PodView, SecurityProfile};
+use sandbox::{
+    model::{PodResources, PodView, SecurityProfile},
+    netns,
+};
 use serde_json::json;
 use tonic::Status;
 
@@ -136,8 +139,13 @@ impl Cri {
             .filter(|container| container.pod == pod.id)
             .map(|container| to_container_status(container))
             .collect();
+        let mut status = to_pod_status(&pod);
+        if network_is_gone(&pod) {
+            // A ready pod without an address is one that the kubelet makes anew; no container could be started in this one.
+            status.network = Some(cri::PodSandboxNetworkStatus::default());
+        }
         Ok(cri::PodSandboxStatusResponse {
-            status: Some(to_pod_status(&pod)),
+            status: Some(status),
             info: if request.verbose { self.pod_info(&pod) } else { HashMap::new() },
             containers_statuses,
             timestamp: to_nanoseconds(SystemTime::now()),
@@ -152,7 +160,7 @@ impl Cri {
         let info = json!({
             "pid": pod.pid.unwrap_or_default(),
             "processStatus": if pod.pid.is_some() { "running" } else { "deleted" },
-            "netNamespaceClosed": pod.netns.is_none(),
+            "netNamespaceClosed": network_is_gone(pod),
             "image": pod.image.requested,
             "snapshotKey": pod.id.as_str(),
             "snapshotter": pod.snapshotter,
@@ -166,4 +174,9 @@ impl Cri {
         });
         HashMap::from([("info".to_owned(), info.to_string())])
     }
+}
+
+/// Whether the pod's network namespace is not pinned any more: the pod was stopped, or somebody has taken the mount away.
+fn network_is_gone(pod: &PodView) -> bool {
+    pod.netns.as_deref().is_some_and(|netns| !netns::is_pinned(netns))
 }
