@@ -53,7 +53,11 @@ fn config(config: &Config) -> Value {
             "useInternalLoopback": true,
         },
         "registry": {"configPath": paths(&images.registry_paths)},
+        "enableSelinux": runtime.enable_selinux,
+        "selinuxCategoryRange": runtime.selinux_category_range,
+        // Its name in containerd 1, and in 2.
         "maxContainerLogSize": runtime.max_log_line,
+        "maxContainerLogLineSize": runtime.max_log_line,
         "disableApparmor": runtime.disable_apparmor,
         "enableCDI": runtime.enable_cdi,
         "cdiSpecDirs": runtime.cdi_spec_dirs,
