@@ -125,7 +125,7 @@ fn bad_containers() -> Bad<cri::ContainerConfig> {
     vec![
         ("config.metadata: is required", |c| c.metadata = None),
         ("config.metadata.name: must not be empty", |c| c.metadata.as_mut().unwrap().name.clear()),
-        ("config.metadata.name: ", |c| c.metadata.as_mut().unwrap().name = "a/b".into()),
+        ("config.metadata.name: ", |c| c.metadata.as_mut().unwrap().name = "a\nb".into()),
         ("config.image: is required", |c| c.image = None),
         ("config.image.image: must not be empty", |c| c.image.as_mut().unwrap().image.clear()),
         ("config.image.image: ", |c| c.image.as_mut().unwrap().image = "busybox\0".into()),

@@ -46,14 +46,25 @@ pub(super) fn parse_name(text: String, field: &str) -> Result<String, Status> {
     parse_text(text, field)
 }
 
-/// A name that becomes part of a path or of a stored key: one line, no separators, at most 253 bytes as in Kubernetes.
+/// A name in a client's metadata: one line, at most 253 bytes as in Kubernetes. Slashes are taken as containerd takes them;
+/// no path is made of it here, and whoever makes one stays below where it begins.
 pub(super) fn parse_identifier(text: String, field: &str) -> Result<String, Status> {
     let text = parse_name(text, field)?;
     if text.len() > 253 {
         return Err(invalid(field, format_args!("is {} bytes long, at most 253 are allowed", text.len())));
     }
-    if text == "." || text == ".." || text.chars().any(|c| c == '/' || c.is_control()) {
-        return Err(invalid(field, format_args!("{text:?} must not contain slashes or control characters")));
+    if text.chars().any(char::is_control) || text.split('/').any(|part| ["", ".", ".."].contains(&part)) {
+        let what = "must not contain control characters, nor \".\", \"..\" or nothing between slashes";
+        return Err(invalid(field, format_args!("{text:?} {what}")));
+    }
+    Ok(text)
+}
+
+/// A name that becomes part of a path, here or where others take it for one.
+pub(super) fn parse_file_name(text: String, field: &str) -> Result<String, Status> {
+    let text = parse_identifier(text, field)?;
+    if text.contains('/') {
+        return Err(invalid(field, format_args!("{text:?} must not contain slashes")));
     }
     Ok(text)
 }
@@ -174,7 +185,7 @@ pub(super) fn parse_resources(linux: cri::LinuxContainerResources, field: &str) 
             .into_iter()
             .map(|limit| {
                 // A part of the cgroup file's name.
-                let size = parse_identifier(limit.page_size, &format!("{field}.hugepage_limits.page_size"))?;
+                let size = parse_file_name(limit.page_size, &format!("{field}.hugepage_limits.page_size"))?;
                 Ok((size, limit.limit))
             })
             .collect::<Result<_, Status>>()?,
@@ -250,17 +261,24 @@ mod tests {
     }
 
     #[test]
-    fn an_identifier_is_one_short_line_without_slashes() {
-        let check = |text: &str, ok: bool| assert_eq!(parse_identifier(text.into(), "f").is_ok(), ok, "{text:?}");
-        check("web-0", true);
-        check("a.b", true);
-        check(&"x".repeat(253), true);
-        for bad in ["", ".", "..", "a/b", "a\nb", "a\0b", &"x".repeat(254)] {
-            check(bad, false);
+    fn an_identifier_is_one_short_line_and_a_file_name_has_no_slashes() {
+        let check = |text: &str, identifier: bool, file_name: bool| {
+            assert_eq!(parse_identifier(text.into(), "f").is_ok(), identifier, "{text:?}");
+            assert_eq!(parse_file_name(text.into(), "f").is_ok(), file_name, "{text:?}");
+        };
+        for good in ["web-0", "a.b", &"x".repeat(253)] {
+            check(good, true, true);
         }
-        let status = parse_identifier("a/b".into(), "config.metadata.name").unwrap_err();
+        for path in ["a/b", "a/b/c.d"] {
+            check(path, true, false);
+        }
+        for bad in ["", ".", "..", "../x", "/x", "x/", "a//b", "a/../b", "a\nb", "a\0b", &"x".repeat(254)] {
+            check(bad, false, false);
+        }
+        let status = parse_identifier("a/..".into(), "config.metadata.name").unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
-        assert_eq!(status.message(), "config.metadata.name: \"a/b\" must not contain slashes or control characters");
+        let what = "must not contain control characters, nor \".\", \"..\" or nothing between slashes";
+        assert_eq!(status.message(), format!("config.metadata.name: \"a/..\" {what}"));
     }
 
     #[test]

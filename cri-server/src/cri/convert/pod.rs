@@ -5,7 +5,8 @@ use sandbox::model::{Dns, PodName, PodSpec, PortMapping, Protocol, StringMap};
 use tonic::Status;
 
 use super::{
-    invalid, parse_enum, parse_identifier, parse_map, parse_marks, parse_path, parse_resources, parse_text, required,
+    invalid, parse_enum, parse_file_name, parse_identifier, parse_map, parse_marks, parse_path, parse_resources,
+    parse_text, required,
     security::{RunAsFields, parse_namespaces, parse_profile, parse_run_as, parse_selinux},
 };
 
@@ -19,7 +20,7 @@ pub(in crate::cri) fn parse_pod(config: cri::PodSandboxConfig, handler: String) 
         name: PodName {
             name: parse_identifier(metadata.name, "config.metadata.name")?,
             namespace: parse_identifier(metadata.namespace, "config.metadata.namespace")?,
-            uid: parse_identifier(metadata.uid, "config.metadata.uid")?,
+            uid: parse_file_name(metadata.uid, "config.metadata.uid")?,
             attempt: metadata.attempt,
         },
         hostname: parse_hostname(config.hostname)?,
