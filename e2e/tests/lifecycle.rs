@@ -51,27 +51,27 @@ async fn privileged_a_stop_sends_the_signal_of_the_container_or_else_of_the_imag
         format!("docker.io/library/{name}:1")
     };
     let default = cri::Signal::RuntimeDefault;
-    // What was asked of the container, what the image says, and the signal's number.
+    // What was asked of the container, what the image says, the signal that is told, and its number.
     let table = [
-        ("term", default, BUSYBOX.to_owned(), 15),
-        ("quit", default, image("stop-quit", "SIGQUIT"), 3),
-        ("rtmin", default, image("stop-rtmin", "SIGRTMIN+3"), 37),
-        ("number", default, image("stop-number", "1"), 1),
-        ("unknown", default, image("stop-unknown", "SIGNOTHING"), 15),
-        ("asked", cri::Signal::Sighup, image("stop-quit", "SIGQUIT"), 1),
-        ("asked-rt", cri::Signal::Sigrtmaxminus1, BUSYBOX.to_owned(), 63),
+        ("term", default, BUSYBOX.to_owned(), cri::Signal::Sigterm, 15),
+        ("quit", default, image("stop-quit", "SIGQUIT"), cri::Signal::Sigquit, 3),
+        ("rtmin", default, image("stop-rtmin", "SIGRTMIN+3"), cri::Signal::Sigrtminplus3, 37),
+        ("number", default, image("stop-number", "1"), cri::Signal::Sighup, 1),
+        ("unknown", default, image("stop-unknown", "SIGNOTHING"), cri::Signal::Sigterm, 15),
+        ("asked", cri::Signal::Sighup, image("stop-quit", "SIGQUIT"), cri::Signal::Sighup, 1),
+        ("asked-rt", cri::Signal::Sigrtmaxminus1, BUSYBOX.to_owned(), cri::Signal::Sigrtmaxminus1, 63),
     ];
     let pod_config = node.pod("signals");
     let pod = client.run_pod(&pod_config).await.unwrap();
-    for (name, signal, image, number) in table {
+    for (name, asked, image, told, number) in table {
         client.pull(&image).await.unwrap();
         let mut config = container(name, &image, &["sh", "-c", TRAPS]);
-        config.stop_signal = signal as i32;
+        config.stop_signal = asked as i32;
         let id = running(&client, &pod, &pod_config, &config).await;
         logged(&node, "signals", name, 1).await;
         client.stop(&id, 60).await.unwrap();
         let ended = client.status(&id).await.unwrap();
-        assert_eq!((ended.exit_code, ended.stop_signal()), (number, signal), "{name}");
+        assert_eq!((ended.exit_code, ended.stop_signal()), (number, told), "{name}");
         client.remove(&id).await.unwrap();
     }
     node.remove_all_pods().await;

@@ -33,7 +33,11 @@ async fn privileged_a_pod_lives_from_pull_to_removal() {
     client.start(&app).await.unwrap();
     let running = client.status(&app).await.unwrap();
     assert_eq!(running.state(), ContainerState::ContainerRunning);
-    assert_eq!(running.image_id, node.registry.probe.id);
+    let probe = &node.registry.probe;
+    assert_eq!(running.image_id, probe.id);
+    // The kubelet shows this one as the container's imageID.
+    assert_eq!(running.image_ref, format!("docker.io/library/probe@{}", probe.digest));
+    assert_eq!(running.image.unwrap().image, PROBE);
     assert!(running.log_path.ends_with("/life/app.log"), "{}", running.log_path);
 
     let lines = wait::until_ok("three lines are logged", SOON, || {

@@ -189,7 +189,7 @@ async fn privileged_a_container_is_restored_with_its_files_and_nothing_else_of_i
     assert_eq!(again, app, "a retry is the same container");
     let status = client.status(&app).await.unwrap();
     assert_eq!(status.state(), cri::ContainerState::ContainerCreated);
-    assert_eq!(status.image_ref, world.node.registry.busybox.id);
+    assert_eq!(status.image_id, world.node.registry.busybox.id);
     assert_eq!(status.image.unwrap().image, BUSYBOX);
     assert!(status.created_at > 0 && status.started_at == 0);
     assert_eq!((status.labels.len(), status.annotations.len()), (0, 0));
@@ -315,7 +315,7 @@ async fn privileged_a_checkpoint_is_restored_from_an_image_as_well() {
     client.pull(name).await.unwrap();
     let app = world.create(name).await.unwrap();
     let status = client.status(&app).await.unwrap();
-    assert_eq!(status.image_ref, world.node.registry.busybox.id);
+    assert_eq!(status.image_id, world.node.registry.busybox.id);
     client.start(&app).await.unwrap();
     world.spoken().await;
     client.stop(&app, 0).await.unwrap();

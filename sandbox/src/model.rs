@@ -13,6 +13,8 @@ use std::{
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
+use crate::signal;
+
 /// Labels or annotations, in the order that makes stored rows and lists deterministic.
 pub type StringMap = BTreeMap<String, String>;
 
@@ -61,14 +63,25 @@ impl fmt::Display for Id {
 pub struct Image {
     /// What the client asked for (`ContainerConfig.image.image`).
     pub requested: String,
-    /// Digest of the image's configuration, `sha256:…`: CRI's image id, image_ref and image_id alike.
+    /// Digest of the image's configuration, `sha256:…`: CRI's image id.
     pub id: String,
     /// First repository tag, else the id: what `ContainerStatus.image.image` shows.
     pub name: String,
+    /// `repository@digest` that it was pulled as, else the id: what `ContainerStatus.image_ref` shows, and the kubelet as a
+    /// container's `imageID`.
+    #[serde(default)]
+    pub digest: String,
     /// The snapshot that holds the unpacked layers; empty for an image with no layers.
     pub chain_id: String,
     /// Entrypoint, environment, user, volumes and so on.
     pub config: ImageConfiguration,
+}
+
+impl Image {
+    /// Whether two requests mean the same. Names that the image got in between make no difference.
+    pub(crate) fn is_same(&self, other: &Image) -> bool {
+        (&self.requested, &self.id) == (&other.requested, &other.id)
+    }
 }
 
 /// How a namespace of a pod or a container is chosen (CRI `NamespaceMode`).
@@ -447,6 +460,13 @@ pub struct ContainerView {
     pub user: ContainerUser,
     /// The container's OCI spec, for verbose status.
     pub oci_spec: serde_json::Value,
+}
+
+impl ContainerView {
+    /// What a stop sends, as CRI spells it (`SIGTERM`, `SIGRTMIN+3`): that of the request, the image's, or SIGTERM.
+    pub fn stop_signal(&self) -> String {
+        signal::name(signal::of_container(&self.spec, &self.image))
+    }
 }
 
 /// What ExecSync answers.

@@ -187,7 +187,7 @@ impl Owner {
     }
 
     async fn run_pod(&mut self, run: Box<Run>, reply: Reply<Id>) {
-        let retry = self.pod.spec == run.spec && self.pod.image == run.image;
+        let retry = self.pod.spec == run.spec && self.pod.image.is_same(&run.image);
         let in_flight = self.running.as_ref().map(|running| running.verb);
         let settled = self.pod.phase == PodPhase::New && in_flight.is_none();
         let removing = in_flight == Some(PodVerb::Remove);

@@ -2,9 +2,37 @@
 
 use nix::libc;
 
-use crate::Error;
+use crate::{
+    Error,
+    model::{ContainerSpec, Image},
+};
 
 pub(crate) const SIGTERM: i32 = libc::SIGTERM;
+
+/// What a container is stopped with: CRI's over the image's over SIGTERM. An image with a signal that does not exist gets
+/// SIGTERM too.
+pub(crate) fn of_container(spec: &ContainerSpec, image: &Image) -> i32 {
+    let of_image = image.config.config().as_ref().and_then(|config| config.stop_signal().as_deref());
+    let named = spec.stop_signal.as_deref().filter(|name| !name.is_empty()).or(of_image);
+    named.and_then(|name| parse(name).ok()).unwrap_or(SIGTERM)
+}
+
+/// The way back, in the one spelling that CRI has for each: `SIGTERM`, `SIGRTMIN+3`, `SIGRTMAX-1`. Signals without a name
+/// are numbers.
+pub(crate) fn name(number: i32) -> String {
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    // CRI counts up from the first to the middle, and from there down to the last.
+    let middle = first + (last - first) / 2;
+    match number {
+        _ if number == first => "SIGRTMIN".to_owned(),
+        _ if number == last => "SIGRTMAX".to_owned(),
+        _ if (first..=middle).contains(&number) => format!("SIGRTMIN+{}", number - first),
+        _ if (middle..last).contains(&number) => format!("SIGRTMAX-{}", last - number),
+        _ => {
+            nix::sys::signal::Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string())
+        }
+    }
+}
 
 /// `SIGTERM`, `term`, `15`, `SIGRTMIN+3`, `RTMAX-1`.
 pub(crate) fn parse(text: &str) -> Result<i32, Error> {
@@ -43,6 +71,18 @@ mod tests {
         assert_eq!(check("RTMAX-1"), Some(63));
         for wrong in ["", "0", "65", "SIGNOPE", "SIGRTMIN+40", "RTMAX+1", "RTMIN+99999999999"] {
             assert_eq!(check(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_number_has_one_name_that_means_it() {
+        let table = [(1, "SIGHUP"), (15, "SIGTERM"), (34, "SIGRTMIN"), (37, "SIGRTMIN+3"), (49, "SIGRTMIN+15")];
+        let upper = [(50, "SIGRTMAX-14"), (63, "SIGRTMAX-1"), (64, "SIGRTMAX"), (32, "32")];
+        for (number, text) in table.into_iter().chain(upper) {
+            assert_eq!((name(number).as_str(), parse(text).unwrap()), (text, number));
+        }
+        for number in 1..=64 {
+            assert_eq!(parse(&name(number)).unwrap(), number, "{}", name(number));
         }
     }
 }

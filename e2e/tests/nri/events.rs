@@ -29,7 +29,7 @@ async fn privileged_a_plugin_follows_a_pod_from_its_start_to_its_end() {
     let events: Arc<Mutex<Vec<ContainerEvent>>> = Arc::default();
     let noted = Arc::clone(&events);
     let script = Script::answering(move |call| {
-        if ["PostStartContainer", "StopContainer"].contains(&call.method.as_str()) {
+        if ["PostStartContainer", "StopContainer", "RemovePodSandbox"].contains(&call.method.as_str()) {
             noted.lock().unwrap().push(call.decode().unwrap());
         }
         None
@@ -95,7 +95,11 @@ async fn privileged_a_plugin_follows_a_pod_from_its_start_to_its_end() {
     };
     let (shown_pod, shown) = event(ContainerState::ContainerRunning, &app);
     assert_eq!((shown_pod.name.as_str(), shown_pod.namespace.as_str()), ("followed", "default"));
-    assert_eq!((shown_pod.uid.as_str(), shown_pod.ips), ("uid-followed", vec![ip]));
+    assert_eq!((shown_pod.uid.as_str(), &shown_pod.ips), ("uid-followed", &vec![ip]));
+    let removed = events.iter().find(|event| event.container.is_none()).unwrap().pod.clone().unwrap();
+    assert_eq!(removed.ips, shown_pod.ips, "what the pod had, for plugins that clean up by address");
+    let (image, busybox) = (shown.image.unwrap(), &node.registry.busybox);
+    assert_eq!((image.name.as_str(), &image.digest, &image.config_digest), (BUSYBOX, &busybox.digest, &busybox.id));
     assert_eq!((shown.name.as_str(), shown.pod_sandbox_id, shown.pid), ("app", pod, process));
     assert_eq!(shown.args, ["sleep", "600"]);
     assert_eq!(event(ContainerState::ContainerStopped, &short).1.exit_code, 7);

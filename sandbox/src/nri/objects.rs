@@ -114,7 +114,11 @@ fn describe(
         created_at: nanoseconds(created_at),
         cdi_devices: spec.cdi_devices.iter().map(|name| proto::CdiDevice { name: name.clone() }).collect(),
         user: Some(user(&process["user"])),
-        image: Some(proto::Image { name: image.name.clone(), digest: String::new(), config_digest: image.id.clone() }),
+        image: Some(proto::Image {
+            name: image.name.clone(),
+            digest: image.digest.split_once('@').map(|(_, digest)| digest.to_owned()).unwrap_or_default(),
+            config_digest: image.id.clone(),
+        }),
         ..proto::Container::default()
     };
     described.show(state);

@@ -152,6 +152,7 @@ fn image() -> Image {
         requested: "app:1".into(),
         id: "sha256:1".into(),
         name: "docker.io/library/app:1".into(),
+        digest: "docker.io/library/app@sha256:3".into(),
         chain_id: "sha256:2".into(),
         config: serde_json::from_value::<ImageConfiguration>(config).unwrap(),
     }

@@ -32,7 +32,7 @@ impl Owner {
                 container.record.phase(),
                 container.in_flight(),
                 container.record.spec == create.spec
-                    && container.record.image == create.image
+                    && container.record.image.is_same(&create.image)
                     && container.record.restore == create.restore,
             ),
             None => match Id::random() {
@@ -199,7 +199,10 @@ impl Owner {
                 container.running = Some(Running { verb: ContainerVerb::Stop, operation, waiters });
                 container.kill_at.send_replace(kill_at(grace));
                 let stop = Stop {
-                    signal: (!container.signalled).then(|| stop_signal(&container.record)),
+                    signal: (!container.signalled).then(|| {
+                        let ContainerRecord { spec, image, .. } = &container.record;
+                        signal::of_container(spec, image)
+                    }),
                     kill_at: container.kill_at.subscribe(),
                     ended: container.ended.subscribe(),
                     reaped: Arc::clone(&container.reaped),
@@ -369,11 +372,4 @@ fn state_name(phase: ContainerPhase) -> &'static str {
         ContainerPhase::Exited => "CONTAINER_EXITED",
         ContainerPhase::Unknown => "CONTAINER_UNKNOWN",
     }
-}
-
-/// CRI's over the image's over SIGTERM. An image with a signal that does not exist gets SIGTERM too.
-fn stop_signal(container: &ContainerRecord) -> i32 {
-    let image = container.image.config.config().as_ref().and_then(|config| config.stop_signal().as_deref());
-    let named = container.spec.stop_signal.as_deref().filter(|name| !name.is_empty()).or(image);
-    named.and_then(|name| signal::parse(name).ok()).unwrap_or(signal::SIGTERM)
 }

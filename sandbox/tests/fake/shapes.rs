@@ -11,6 +11,7 @@ pub(crate) fn image() -> Image {
         requested: "pause".into(),
         id: "sha256:1".into(),
         name: "pause".into(),
+        digest: "sha256:1".into(),
         chain_id: String::new(),
         config: serde_json::from_value(config).unwrap(),
     }

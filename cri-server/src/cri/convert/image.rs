@@ -19,13 +19,23 @@ pub(in crate::cri) fn parse_credentials(auth: Option<cri::AuthConfig>) -> Option
 
 /// What a pod or a container is made from; `requested` is what the client wrote.
 pub(in crate::cri) fn to_sandbox_image(image: &Image, requested: String) -> model::Image {
+    let name = image.tags.first().cloned().unwrap_or_else(|| image.id.to_string());
     model::Image {
         requested,
         id: image.id.to_string(),
-        name: image.tags.first().cloned().unwrap_or_else(|| image.id.to_string()),
+        digest: digest_beside(&name, &image.digests).unwrap_or_else(|| image.id.to_string()),
+        name,
         chain_id: image.chain_id.clone(),
         config: image.config.clone(),
     }
+}
+
+/// Of the digests that an image was pulled as the one in the repository of this tag, so that both tell of one place; else
+/// the first one.
+fn digest_beside(tag: &str, digests: &[String]) -> Option<String> {
+    let repository = tag.rsplit_once(':').map_or(tag, |(repository, _)| repository);
+    let beside = |digest: &&String| digest.split_once('@').is_some_and(|(of, _)| of == repository);
+    digests.iter().find(beside).or(digests.first()).cloned()
 }
 
 pub(in crate::cri) fn to_image(image: &Image) -> cri::Image {
@@ -69,6 +79,16 @@ mod tests {
         for number in ["-1", "+0", "4294967296", "2147483648", "18446744073709551616:5"] {
             check(number, None, "");
         }
+    }
+
+    #[test]
+    fn the_digest_is_of_the_repository_that_the_tag_is_of() {
+        let digests = ["a.example/app@sha256:1", "b.example:5000/app@sha256:2"].map(str::to_owned);
+        let of = |tag: &str| digest_beside(tag, &digests);
+        assert_eq!(of("b.example:5000/app:v1").as_ref(), Some(&digests[1]));
+        assert_eq!(of("a.example/app:v1").as_ref(), Some(&digests[0]));
+        assert_eq!(of("c.example/app:v1").as_ref(), Some(&digests[0]));
+        assert_eq!(digest_beside("a.example/app:v1", &[]), None);
     }
 
     #[test]

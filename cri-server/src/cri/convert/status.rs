@@ -1,7 +1,7 @@
 //! Views as CRI's statuses and list items.
 
 use api::cri;
-use sandbox::model::{ContainerState, ContainerView, PodState, PodView};
+use sandbox::model::{ContainerState, ContainerView, Image, PodState, PodView};
 
 use super::{
     container::to_stop_signal, mount::to_mount, security::to_namespaces, to_map, to_nanoseconds, to_resources,
@@ -80,6 +80,11 @@ pub(in crate::cri) fn to_container_item(container: &ContainerView) -> cri::Conta
     }
 }
 
+/// What users are shown as the image's id. Records of earlier versions have no digest.
+fn image_ref(image: &Image) -> String {
+    if image.digest.is_empty() { image.id.clone() } else { image.digest.clone() }
+}
+
 /// Only the times that the state has are set; the others stay 0.
 pub(in crate::cri) fn to_container_status(container: &ContainerView) -> cri::ContainerStatus {
     let spec = &container.spec;
@@ -93,7 +98,7 @@ pub(in crate::cri) fn to_container_status(container: &ContainerView) -> cri::Con
             user_specified_image: container.image.requested.clone(),
             ..Default::default()
         }),
-        image_ref: container.image.id.clone(),
+        image_ref: image_ref(&container.image),
         image_id: container.image.id.clone(),
         labels: to_map(&spec.labels),
         annotations: to_map(&spec.annotations),
@@ -107,7 +112,7 @@ pub(in crate::cri) fn to_container_status(container: &ContainerView) -> cri::Con
                 supplemental_groups: container.user.supplemental_groups.iter().map(|gid| (*gid).into()).collect(),
             }),
         }),
-        stop_signal: spec.stop_signal.as_deref().map_or(cri::Signal::RuntimeDefault, to_stop_signal) as i32,
+        stop_signal: to_stop_signal(&container.stop_signal()) as i32,
         ..Default::default()
     };
     match &container.state {
