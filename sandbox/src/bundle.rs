@@ -72,6 +72,11 @@ pub(crate) fn mount(
     let mut mounts = mounts.to_vec();
     let bound = |mount: &Mount| mount.options.iter().any(|option| option == "bind" || option == "rbind");
     if let Some(labels) = labels {
+        for mount in mounts.iter_mut().filter(|mount| bound(mount) && is_read_only(mount)) {
+            let nothing = target.with_file_name("nothing");
+            world.node.make_dir(&nothing, 0o755)?;
+            *mount = overlaid(mount, &nothing)?;
+        }
         for mount in mounts.iter_mut().filter(|mount| !bound(mount)) {
             mount.options.push(selinux::mount_option(&labels.mount));
         }
@@ -85,6 +90,22 @@ pub(crate) fn mount(
         Some(labels) if mounts.iter().any(bound) => selinux::relabel(target, &labels.mount),
         _ => Ok(()),
     }
+}
+
+fn is_read_only(mount: &Mount) -> bool {
+    mount.options.iter().any(|option| option == "ro")
+}
+
+/// A view of one layer as an overlay, since a bind mount takes no label and the layer is everybody's. An overlay that nobody
+/// writes to needs two layers: the other one is an empty directory.
+fn overlaid(view: &Mount, nothing: &Path) -> Result<Mount, Error> {
+    let lower = nothing.display().to_string();
+    if [&view.source, &lower].iter().any(|path| path.contains([':', ',', '\\'])) {
+        let what = format!("mount {} with an SELinux label", view.source);
+        return Err(Error::failed(what, io::Error::other("options of an overlay cannot carry ':', ',' or '\\'")));
+    }
+    let options = vec![format!("lowerdir={}:{lower}", view.source)];
+    Ok(Mount { fstype: "overlay".into(), source: "overlay".into(), options })
 }
 
 /// Opens a mounted root. Everything below it is then reached through this only.
@@ -137,5 +158,27 @@ mod tests {
         ] {
             assert_eq!(without_syncs(vec![given], kernel), [expected]);
         }
+    }
+
+    #[test]
+    fn privileged_a_view_of_one_layer_as_an_overlay_shows_that_layer_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layer, nothing, root) = (dir.path().join("layer"), dir.path().join("nothing"), dir.path().join("root"));
+        for made in [&layer, &nothing, &root] {
+            fs::create_dir(made).unwrap();
+        }
+        fs::write(layer.join("file"), "x").unwrap();
+        let source = layer.to_str().unwrap().to_owned();
+        let view = Mount { fstype: "bind".into(), source, options: vec!["ro".into(), "rbind".into()] };
+        let Mount { fstype, source, options } = overlaid(&view, &nothing).unwrap();
+        shim::mount::mount_all(&[shim::mount::Mount { fstype, source, options }], &root).unwrap();
+        let names: Vec<_> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let written = fs::write(root.join("file"), "y").unwrap_err().kind();
+        rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert_eq!((names, written), (vec!["file".into()], io::ErrorKind::ReadOnlyFilesystem));
+
+        let colon = Mount { source: "/a:b".into(), ..view };
+        let refused = overlaid(&colon, &nothing).unwrap_err().to_string();
+        assert_eq!(refused, "mount /a:b with an SELinux label");
     }
 }
