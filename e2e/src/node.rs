@@ -83,7 +83,9 @@ impl TestNode {
         let unique = dir.path().file_name().unwrap().to_str().unwrap().to_lowercase();
         let suffix = unique.strip_prefix("windlass-").expect("the prefix just given");
         // A link's name has at most 15 bytes.
-        let leakcheck = Leakcheck::new(dir.path(), &unique, &unique, &format!("wl{suffix}"));
+        // Without a dash, which would put it below another slice.
+        let cgroup_parent = if by_systemd() { format!("windlass{suffix}.slice") } else { unique.clone() };
+        let leakcheck = Leakcheck::new(dir.path(), &cgroup_parent, &unique, &format!("wl{suffix}"));
         let settings = Settings { pause_image: PAUSE.into(), ..Settings::default() };
         let subnet = free_subnet();
         let node = TestNode { settings, registry, leakcheck, dir, subnet, daemon: None, client: None, _turn: turn };
@@ -260,7 +262,9 @@ impl TestNode {
 
     /// The first process of a container, by its cgroup.
     pub fn first_process(&self, container: &str) -> u32 {
-        let found = self.leakcheck.cgroups().into_iter().filter(|path| path.ends_with(container));
+        // systemd's are called cri-containerd-<id>.scope.
+        let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(container));
+        let found = self.leakcheck.cgroups().into_iter().filter(named);
         let procs = found.filter_map(|path| fs::read_to_string(path.join("cgroup.procs")).ok());
         let first = procs.filter_map(|text| text.lines().next().and_then(|line| line.parse().ok())).next();
         first.unwrap_or_else(|| panic!("no process is in the cgroup of {container}"))
@@ -321,6 +325,7 @@ runtime_type = "io.containerd.runc.v2"
 runtime_path = "{shim}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 BinaryName = "{runc}"
+SystemdCgroup = {systemd}
 Root = "{runc_root}"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dirs = [{plugins}]
@@ -343,6 +348,7 @@ bin_dir = "{verifiers}"
             cri = self.settings.cri,
             tables = self.settings.tables,
             runc = self.settings.runc,
+            systemd = by_systemd(),
             shim = self.settings.shim,
             runc_root = at("runc"),
             plugins = plugins.join(", "),
@@ -401,6 +407,11 @@ impl Drop for TestNode {
 /// Where distributions and the plugins' own releases put CNI plugins.
 fn plugin_dirs() -> Vec<PathBuf> {
     ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).into_iter().filter(|dir| dir.is_dir()).collect()
+}
+
+/// Whether cgroups are made by systemd, which runs on this host: `WINDLASS_E2E_SYSTEMD=1`.
+fn by_systemd() -> bool {
+    std::env::var_os("WINDLASS_E2E_SYSTEMD").is_some_and(|value| value == "1")
 }
 
 /// A built binary: in `WINDLASS_BIN_DIR`, else where cargo put it beside the tests.
