@@ -8,7 +8,7 @@ use serde_json::Value;
 const COMMON: u32 = 0x5456_4319;
 const INVENTORY: u32 = 0x5831_3116;
 const PSTREE: u32 = 0x5027_3030;
-const CORE: u32 = 0x5505_3847;
+pub(crate) const CORE: u32 = 0x5505_3847;
 const IDS: u32 = 0x5443_2030;
 const MOUNTS: u32 = 0x5556_3928;
 const FILES: u32 = 0x5630_3138;
@@ -19,7 +19,7 @@ const DEFAULT: u64 = 0xa804_25fb;
 
 /// A message of protobuf.
 #[derive(Clone, Default)]
-struct Message(Vec<u8>);
+pub(crate) struct Message(pub(crate) Vec<u8>);
 
 impl Message {
     fn varint(&mut self, mut value: u64) {
@@ -30,13 +30,13 @@ impl Message {
         self.0.push(value as u8);
     }
 
-    fn number(mut self, field: u64, value: u64) -> Message {
+    pub(crate) fn number(mut self, field: u64, value: u64) -> Message {
         self.varint(field << 3);
         self.varint(value);
         self
     }
 
-    fn bytes(mut self, field: u64, value: &[u8]) -> Message {
+    pub(crate) fn bytes(mut self, field: u64, value: &[u8]) -> Message {
         self.varint(field << 3 | 2);
         self.varint(value.len() as u64);
         self.0.extend(value);
@@ -48,7 +48,7 @@ impl Message {
     }
 }
 
-fn write(directory: &Path, name: &str, magic: u32, messages: &[Message]) {
+pub(crate) fn write(directory: &Path, name: &str, magic: u32, messages: &[Message]) {
     let mut file = if magic == INVENTORY { Vec::new() } else { COMMON.to_le_bytes().to_vec() };
     file.extend(magic.to_le_bytes());
     for message in messages {

@@ -12,6 +12,7 @@ pub mod command;
 pub mod crictl;
 pub mod crilog;
 pub mod criu;
+pub mod filters;
 pub mod fixture;
 pub mod gate;
 pub mod image;

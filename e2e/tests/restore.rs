@@ -9,12 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api::cri;
+use api::cri::{self, security_profile::ProfileType};
 use serde_json::{Value, json};
 use tonic::Code;
 use windlass_e2e::{
     client::{Client, container},
-    command, criu,
+    command, criu, filters,
     image::Image,
     layer,
     node::{BUSYBOX, TestNode},
@@ -22,7 +22,7 @@ use windlass_e2e::{
     wait::{self, SOON},
 };
 
-/// `$0.images` is what is dumped. `$0.fail`: a restore fails as CRIU does.
+/// `$0.images` is what is dumped, `$0.restored` what was restored. `$0.fail`: a restore fails as CRIU does.
 const RUNTIME: &str = r#"#!/bin/sh
 for argument; do
     case $argument in
@@ -52,6 +52,8 @@ if [ -e "$0.fail" ]; then
     echo '(00.1) Error (criu/x.c:1): the kernel lacks it' >"$work/restore.log"
     exit 1
 fi
+rm -rf "$0.restored"
+cp -r "$image" "$0.restored"
 # What the process was doing lies in the images.
 sed -i "s#echo kept >/tmp/file; rm /etc/group; echo ready;#$(cat "$image/pages-1.img")#" "$bundle/config.json"
 exec runc "$@"
@@ -133,7 +135,7 @@ impl World {
     /// Waits for what the restored process says.
     async fn spoken(&self) {
         wait::until_ok("the restored process has looked around", SOON, || match self.lines() {
-            lines if lines == ["from the checkpoint", "kept", "no group"] => Ok(()),
+            lines if lines == ["ready", "from the checkpoint", "kept", "no group"] => Ok(()),
             lines => Err(format!("the log is {lines:?}")),
         })
         .await;
@@ -196,6 +198,7 @@ async fn privileged_a_container_is_restored_with_its_files_and_nothing_else_of_i
 
     client.start(&app).await.unwrap();
     world.spoken().await;
+    client.output(&app, &["sh", "-c", "[ ! -e /etc/passwd ] && [ ! -e /bin/ls ] && [ -e /bin/cat ]"]).await;
     let status = client.status(&app).await.unwrap();
     assert_eq!(status.state(), cri::ContainerState::ContainerRunning);
     assert!(status.started_at >= status.created_at);
@@ -208,12 +211,17 @@ async fn privileged_a_container_is_restored_with_its_files_and_nothing_else_of_i
     world.finish().await;
 }
 
-/// Puts another spec, status and log into the archive: with hooks, devices, CDI, mounts and what else may be asked for.
-fn poison(archive: &Path) {
+fn unpacked(archive: &Path) -> PathBuf {
     let directory = archive.with_extension("d");
     fs::create_dir(&directory).unwrap();
+    command::run("tar", &["-xf", archive.to_str().unwrap(), "-C", directory.to_str().unwrap()]);
+    directory
+}
+
+/// Puts another spec, status and log into the archive: with hooks, devices, CDI, mounts and what else may be asked for.
+fn poison(archive: &Path) {
+    let directory = unpacked(archive);
     let (from, into) = (archive.to_str().unwrap(), directory.to_str().unwrap());
-    command::run("tar", &["-xf", from, "-C", into]);
     let spec = json!({
         "annotations": {"cdi.k8s.io/x": "vendor.com/device=all", "org.criu.config": "/tmp/criu.conf"},
         "hooks": {"prestart": [{"path": "/bin/true"}]},
@@ -224,8 +232,51 @@ fn poison(archive: &Path) {
     fs::write(directory.join("spec.dump"), spec.to_string()).unwrap();
     let status = json!({"annotations": {"cdi.k8s.io/x": "a"}, "labels": {"a": "b"}, "image": {"image": "docker.io/library/nginx:latest"}});
     fs::write(directory.join("status.dump"), status.to_string()).unwrap();
-    fs::write(directory.join("container.log"), "a log of somebody else\n").unwrap();
+    let log = "a log of somebody else\n2026-01-02T03:04:05Z stdout F ready\n2026-01-02 stdout F and more\n";
+    fs::write(directory.join("container.log"), log).unwrap();
+    // As runtimes tell what was removed whose layers do not.
+    fs::write(directory.join("deleted.files"), r#"["/etc/passwd", "/bin/ls", "/tmp/was/never/there"]"#).unwrap();
     command::run("tar", &["-cf", from, "-C", into, "."]);
+}
+
+/// V-C27: the runtime gets images in which the process has the request's filter, whatever the archive's said.
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_container_is_restored_under_the_profile_of_its_request() {
+    const ALLOW: &[u8] = &[6, 0, 0, 0, 0, 0, 0xff, 0x7f];
+    const REFUSE: &[u8] = &[6, 0, 0, 0, 1, 0, 5, 0];
+    let world = Box::pin(World::start()).await;
+    let client = world.client();
+    let directory = unpacked(&world.archive);
+    let mut config = config(world.archive.to_str().unwrap());
+    let seccomp =
+        cri::SecurityProfile { profile_type: ProfileType::RuntimeDefault as i32, localhost_ref: String::new() };
+    let context = cri::LinuxContainerSecurityContext { seccomp: Some(seccomp), ..Default::default() };
+    config.linux = Some(cri::LinuxContainerConfig { security_context: Some(context), ..Default::default() });
+    let with_profile = json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}}).to_string();
+    let mut own = Vec::new();
+    for (spec, archived, kept) in [
+        ("{}", vec![], vec![]),
+        (&with_profile, vec![ALLOW], vec![]),
+        (&with_profile, vec![ALLOW, REFUSE], vec![REFUSE]),
+        ("{}", vec![REFUSE], vec![REFUSE]),
+        ("no spec at all", vec![ALLOW], vec![ALLOW]),
+    ] {
+        fs::write(directory.join("spec.dump"), spec).unwrap();
+        filters::set_filters(&directory.join("checkpoint"), &archived);
+        command::run("tar", &["-cf", world.archive.to_str().unwrap(), "-C", directory.to_str().unwrap(), "."]);
+        let app = client.create(&world.pod, &config, &world.pod_config).await.unwrap();
+        client.start(&app).await.unwrap();
+        world.spoken().await;
+        let found = filters::filters_of(&world.runtime.with_extension("restored"), 6);
+        assert!(found[0].len() > 1000, "{found:?}");
+        own.push(found[0].clone());
+        assert_eq!(found[1..], kept, "{spec}: {archived:?}");
+        client.stop(&app, 0).await.unwrap();
+        client.remove(&app).await.unwrap();
+        fs::remove_file(world.node.path("logs").join("restored/app.log")).unwrap();
+    }
+    assert!(own.windows(2).all(|pair| pair[0] == pair[1]), "the profile is the same each time");
+    world.finish().await;
 }
 
 /// V-C24 and V-C27, through the whole of the daemon.
@@ -342,60 +393,4 @@ fn archive(path: &Path, members: &[(&str, &[u8])]) {
         tar.append_data(&mut header, name, *content).unwrap();
     }
     tar.into_inner().unwrap();
-}
-
-/// With the real runc and CRIU, where the kernel is one that this CRIU knows: a process counts on where it was.
-#[tokio::test(flavor = "multi_thread")]
-async fn privileged_criu_restores_a_process_that_counts_on() {
-    let check = std::process::Command::new("criu").arg("check").output();
-    if !check.is_ok_and(|output| output.status.success()) {
-        eprintln!("left out: criu check fails on this kernel, or CRIU is not installed");
-        return;
-    }
-    let mut node = TestNode::prepare().await;
-    node.settings.cri = "enable_criu = true".into();
-    node.settings.tables = RESTORES.into();
-    node.boot().await;
-    let client = node.client();
-    client.pull(BUSYBOX).await.unwrap();
-    let counter = |image: &str| {
-        let script = "echo kept >/tmp/file; n=0; while :; do n=$((n + 1)); echo $n; sleep 0.2; done";
-        container("app", image, &["sh", "-c", script])
-    };
-    let count = |node: &TestNode, pod: &str| -> Vec<u64> {
-        node.log_of(pod, "app").iter().map(|line| line.text.parse().unwrap()).collect()
-    };
-    let first = node.pod("first");
-    let pod = client.run_pod(&first).await.unwrap();
-    let app = client.create(&pod, &counter(BUSYBOX), &first).await.unwrap();
-    client.start(&app).await.unwrap();
-    wait::until_ok("it counts", SOON, || {
-        let last = count(&node, "first").last().copied();
-        last.filter(|last| *last > 5).map(drop).ok_or_else(|| format!("it is at {last:?}"))
-    })
-    .await;
-    let archive = node.path("app.tar");
-    client.checkpoint(&app, &archive).await.unwrap();
-    client.stop_pod(&pod).await.unwrap();
-    client.remove_pod(&pod).await.unwrap();
-
-    let second = node.pod("second");
-    let pod = client.run_pod(&second).await.unwrap();
-    let app = client.create(&pod, &counter(archive.to_str().unwrap()), &second).await.unwrap();
-    client.start(&app).await.unwrap();
-    let numbers = wait::until_ok("it counts on", SOON, || {
-        let numbers = count(&node, "second");
-        if numbers.len() > 3 { Ok(numbers) } else { Err(format!("{numbers:?}")) }
-    })
-    .await;
-    assert!(numbers[0] > 5 && numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
-    assert_eq!(client.output(&app, &["cat", "/tmp/file"]).await, "kept\n");
-    let pid = client.container_info(&app).await.unwrap()["pid"].as_u64().unwrap();
-    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    assert!(cgroups.lines().all(|line| line.ends_with(&app)), "{cgroups}");
-    client.stop(&app, 0).await.unwrap();
-    assert_eq!(client.exited(&app).await.exit_code, 137);
-    client.stop_pod(&pod).await.unwrap();
-    client.remove_pod(&pod).await.unwrap();
-    node.finish().await;
 }

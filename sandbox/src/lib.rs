@@ -38,6 +38,7 @@ mod rdt;
 mod record;
 mod recover;
 mod request;
+mod seccomp;
 mod selinux;
 mod session;
 mod signal;

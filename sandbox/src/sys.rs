@@ -1,7 +1,7 @@
 //! Kernel calls that have no safe wrapper: of user namespaces, and between fork and exec. Nothing here decides anything.
 #![expect(
     unsafe_code,
-    reason = "a closure between fork and exec, and mount_setattr with a user namespace, have no safe form in std and rustix 1.1"
+    reason = "a closure between fork and exec, mount_setattr with a user namespace, and ptrace with a buffer have no safe form in std and rustix 1.1"
 )]
 
 use std::{
@@ -120,4 +120,93 @@ pub(crate) fn map_ids(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> io::Resu
         )
     };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What tests of filters need: the filters of another process, and a process with a filter of its own.
+#[cfg(test)]
+pub(crate) mod filters {
+    use super::{Command, CommandExt, Read, Write, io};
+    use crate::seccomp::program::{Instruction, MAX_INSTRUCTIONS, SIZE};
+
+    /// PTRACE_SECCOMP_GET_FILTER of linux/ptrace.h.
+    const GET_FILTER: libc::c_uint = 0x420c;
+
+    fn ptrace(request: libc::c_uint, pid: i32, at: usize, data: *mut u8) -> io::Result<usize> {
+        // SAFETY: of the requests made here only GET_FILTER writes, and its buffer has room for the longest filter.
+        let answer = unsafe { libc::ptrace(request, pid, at, data) };
+        usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The filters of a process, as they were loaded. This thread stops it for a moment.
+    pub(crate) fn filters_of(pid: i32) -> io::Result<Vec<Vec<Instruction>>> {
+        ptrace(libc::PTRACE_SEIZE, pid, 0, std::ptr::null_mut())?;
+        ptrace(libc::PTRACE_INTERRUPT, pid, 0, std::ptr::null_mut())?;
+        let stopped =
+            nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), Some(nix::sys::wait::WaitPidFlag::__WALL))?;
+        assert!(matches!(stopped, nix::sys::wait::WaitStatus::PtraceEvent(..)), "{stopped:?}");
+        let mut filters = Vec::new();
+        loop {
+            let mut buffer = vec![0; MAX_INSTRUCTIONS * SIZE];
+            match ptrace(GET_FILTER, pid, filters.len(), buffer.as_mut_ptr()) {
+                Ok(length) => filters.push(buffer[..length * SIZE].chunks_exact(SIZE).map(instruction).collect()),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        ptrace(libc::PTRACE_DETACH, pid, 0, std::ptr::null_mut())?;
+        Ok(filters)
+    }
+
+    fn instruction(bytes: &[u8]) -> Instruction {
+        let [code, more, then, otherwise, k0, k1, k2, k3] = *bytes else { panic!("{bytes:?}") };
+        let code = u16::from_le_bytes([code, more]);
+        Instruction { code, then, otherwise, constant: u32::from_le_bytes([k0, k1, k2, k3]) }
+    }
+
+    /// What a process that has loaded this program gets for each of these calls: an error's number, 0 for none.
+    pub(crate) fn probe(program: &[u8], flags: u32, calls: &'static [(i64, [i64; 3])]) -> io::Result<Vec<i32>> {
+        /// `struct sock_fprog`.
+        #[repr(C)]
+        struct Program {
+            length: u16,
+            first: *const u8,
+        }
+        let (mut answers, mut tell) = io::pipe()?;
+        let program = program.to_vec();
+        let mut command = Command::new("/proc/self/exe");
+        let in_child = move || -> io::Result<()> {
+            let loaded = Program { length: (program.len() / SIZE) as u16, first: program.as_ptr() };
+            let mut found = [0i32; 64];
+            // SAFETY: system calls with numbers and a pointer to a program that outlives the call; the calls to be tried are
+            // those that fail, or do nothing to memory.
+            unsafe {
+                if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                    || libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const loaded) != 0
+                {
+                    return Err(io::Error::last_os_error());
+                }
+                for ((number, [a, b, c]), found) in calls.iter().zip(&mut found) {
+                    if libc::syscall(*number, *a, *b, *c) < 0 {
+                        *found = io::Error::last_os_error().raw_os_error().unwrap_or(-1);
+                    }
+                }
+            }
+            for found in found.iter().take(calls.len()) {
+                tell.write_all(&found.to_le_bytes())?;
+            }
+            // Whatever is an error here keeps the child from being executed.
+            Err(io::Error::from_raw_os_error(libc::ECANCELED))
+        };
+        // SAFETY: the closure makes system calls only, and allocates nothing.
+        unsafe { command.pre_exec(in_child) };
+        match command.spawn() {
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Err(io::Error::other("the child was executed")),
+        }
+        drop(command);
+        let mut text = Vec::new();
+        answers.read_to_end(&mut text)?;
+        Ok(text.chunks_exact(4).map(|bytes| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect())
+    }
 }

@@ -24,8 +24,14 @@ use crate::{Error, model::ContainerState, record::ContainerRecord};
 /// In the working directory: CRIU's files, and the layer.
 pub(crate) const IMAGE: &str = "checkpoint";
 pub(crate) const LAYER: &str = "rootfs-diff.tar";
+/// Which files the container had removed, of runtimes whose layer does not tell (CRI-O, Podman).
+pub(crate) const DELETED: &str = "deleted.files";
+/// What the container had logged when it was dumped.
+pub(crate) const LOG: &str = "container.log";
+/// The OCI spec.
+pub(crate) const SPEC: &str = "spec.dump";
 
-/// Packs what is in `work` and what is known of the container into `location`. Blocks.
+/// Packs what is in `work` and what is known of the container into `location`, of its log so many bytes. Blocks.
 ///
 /// The file appears when it is complete; on failure, of the disk or because it would have more than `most` bytes, nothing of
 /// it is left.
@@ -34,6 +40,7 @@ pub(crate) fn write(
     runtime: &str,
     work: &Path,
     location: &Path,
+    logged: u64,
     most: u64,
 ) -> Result<(), Error> {
     let failed = |error: io::Error| Error::failed(format!("write the checkpoint {}", location.display()), error);
@@ -44,7 +51,7 @@ pub(crate) fn write(
     let partial = location.with_file_name(partial_name);
     // Of a daemon that was killed here before. Nobody else uses a name with this id.
     let _ = fs::remove_file(&partial);
-    let written = pack(record, runtime, work, &partial, most).and_then(|()| fs::rename(&partial, location));
+    let written = pack(record, runtime, work, &partial, logged, most).and_then(|()| fs::rename(&partial, location));
     if written.is_err() {
         // The error that counts is the one of the writing.
         let _ = fs::remove_file(&partial);
@@ -52,19 +59,19 @@ pub(crate) fn write(
     written.map_err(failed)
 }
 
-fn pack(record: &ContainerRecord, runtime: &str, work: &Path, target: &Path, most: u64) -> io::Result<()> {
+fn pack(record: &ContainerRecord, runtime: &str, work: &Path, target: &Path, logged: u64, most: u64) -> io::Result<()> {
     // Memory of processes is in it: for root alone.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target)?;
     let mut tar = Builder::new(io::BufWriter::with_capacity(1 << 20, Bounded::new(file, most)));
     add(&mut tar, "config.dump", &config(record, runtime).to_string())?;
-    add(&mut tar, "spec.dump", &record.oci_spec.to_string())?;
+    add(&mut tar, SPEC, &record.oci_spec.to_string())?;
     add(&mut tar, "status.dump", &status(record).to_string())?;
     if let Some(path) = &record.log_path {
-        add_plain_file(&mut tar, "container.log", path)?;
+        add_plain_file(&mut tar, LOG, path, logged)?;
     }
     let image = work.join(IMAGE);
     for name in ["dump.log", "stats-dump"] {
-        add_plain_file(&mut tar, name, &image.join(name))?;
+        add_plain_file(&mut tar, name, &image.join(name), u64::MAX)?;
     }
     let mut names: Vec<_> = fs::read_dir(&image)?.collect::<io::Result<_>>()?;
     names.sort_by_key(fs::DirEntry::file_name);
@@ -73,10 +80,10 @@ fn pack(record: &ContainerRecord, runtime: &str, work: &Path, target: &Path, mos
     for entry in names {
         let member = Path::new(IMAGE).join(entry.file_name());
         if entry.file_type()?.is_file() {
-            add_plain_file(&mut tar, member, &entry.path())?;
+            add_plain_file(&mut tar, member, &entry.path(), u64::MAX)?;
         }
     }
-    add_plain_file(&mut tar, LAYER, &work.join(LAYER))?;
+    add_plain_file(&mut tar, LAYER, &work.join(LAYER), u64::MAX)?;
     let file = tar.into_inner()?.into_inner().map_err(|error| error.into_error())?;
     file.into_inner().sync_all()
 }
@@ -85,8 +92,9 @@ fn add(tar: &mut Builder<impl Write>, name: &str, text: &str) -> io::Result<()> 
     tar.append_data(&mut header(EntryType::Regular, text.len() as u64, 0o600), name, text.as_bytes())
 }
 
-/// Adds a file as long as it is now. One that is missing, or is a link or no file at all, is left out.
-fn add_plain_file(tar: &mut Builder<impl Write>, name: impl AsRef<Path>, path: &Path) -> io::Result<()> {
+/// Adds a file as long as it is now, at most the first `most` bytes. One that is missing, or is a link or no file at all, is left
+/// out.
+fn add_plain_file(tar: &mut Builder<impl Write>, name: impl AsRef<Path>, path: &Path, most: u64) -> io::Result<()> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let opened = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
     let file: File = match opened {
@@ -98,8 +106,9 @@ fn add_plain_file(tar: &mut Builder<impl Write>, name: impl AsRef<Path>, path: &
     if !metadata.is_file() {
         return Ok(());
     }
-    let content = file.take(metadata.len()).chain(io::repeat(0)).take(metadata.len());
-    tar.append_data(&mut header(EntryType::Regular, metadata.len(), 0o600), name, content)
+    let size = metadata.len().min(most);
+    let content = file.take(size).chain(io::repeat(0)).take(size);
+    tar.append_data(&mut header(EntryType::Regular, size, 0o600), name, content)
 }
 
 fn is_link(error: &io::Error) -> bool {
@@ -173,11 +182,11 @@ mod tests {
         fs::write(work.join(IMAGE).join("pages-1.img"), vec![1; 100_000]).unwrap();
         fs::write(&location, "an older one").unwrap();
         let record = crate::store::tests::container();
-        let refused = write(&record, "runc", &work, &location, 50_000).unwrap_err();
+        let refused = write(&record, "runc", &work, &location, 0, 50_000).unwrap_err();
         assert!(refused.chain().contains("max_bytes"), "{}", refused.chain());
         assert_eq!(fs::read_to_string(&location).unwrap(), "an older one");
         assert_eq!(fs::read_dir(dir.path().join("out")).unwrap().count(), 1);
-        write(&record, "runc", &work, &location, 200_000).unwrap();
+        write(&record, "runc", &work, &location, 0, 200_000).unwrap();
         assert!(fs::metadata(&location).unwrap().len() > 100_000);
     }
 }

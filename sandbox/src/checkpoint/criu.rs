@@ -5,12 +5,18 @@ use std::time::Duration;
 use crate::Error;
 
 /// 3.16, the first that OCI runtimes can be sure to restore from.
-const OLDEST: (u32, u32) = (3, 16);
+const OLDEST: Version = (3, 16);
 /// It only prints two lines.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Fails unless a CRIU that will do is in `PATH`, where the OCI runtime looks for it as well.
-pub(crate) async fn check() -> Result<(), Error> {
+/// The first that dumps and restores whether a process may gain privileges (no_new_privs).
+pub(crate) const WITH_NO_NEW_PRIVS: Version = (3, 19);
+
+/// Major and minor.
+pub(crate) type Version = (u32, u32);
+
+/// Fails unless a CRIU that will do is in `PATH`, where the OCI runtime looks for it as well. Answers which it is.
+pub(crate) async fn check() -> Result<Version, Error> {
     let mut command = tokio::process::Command::new("criu");
     command.arg("--version").kill_on_drop(true);
     let way_out = "install criu 3.16 or newer";
@@ -24,7 +30,7 @@ pub(crate) async fn check() -> Result<(), Error> {
     };
     let text = String::from_utf8_lossy(&output.stdout);
     match version(&text) {
-        Some(found) if found >= OLDEST => Ok(()),
+        Some(found) if found >= OLDEST => Ok(found),
         Some((major, minor)) => {
             Err(Error::Unsupported(format!("checkpoints need a newer CRIU than {major}.{minor}; {way_out}")))
         }
@@ -33,7 +39,7 @@ pub(crate) async fn check() -> Result<(), Error> {
 }
 
 /// `Version: 3.17.1`, maybe with more lines around.
-fn version(text: &str) -> Option<(u32, u32)> {
+fn version(text: &str) -> Option<Version> {
     let number = text.lines().find_map(|line| line.strip_prefix("Version:"))?.trim();
     let mut parts = number.split(|character: char| !character.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))

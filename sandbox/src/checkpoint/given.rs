@@ -9,7 +9,7 @@ use std::{
 
 use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Spec};
 
-use crate::{Error, oci::capabilities::KERNEL_ORDER, stats};
+use crate::{Error, oci::capabilities::KERNEL_ORDER, seccomp, stats};
 
 /// The bounds. Sets of capabilities are bit masks, by the kernel's numbers.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,8 @@ pub(crate) struct Given {
     /// Names of LSM profiles; empty is none.
     pub(crate) apparmor: String,
     pub(crate) selinux: String,
+    /// What every thread is to run under.
+    pub(crate) seccomp: Option<seccomp::Filter>,
     pub(crate) oom_score_adj: i32,
     /// Hard limits, by their numbers.
     pub(crate) rlimits: BTreeMap<usize, u64>,
@@ -54,14 +56,6 @@ impl Given {
         let process = spec.process().as_ref().ok_or_else(|| lacks("process"))?;
         let linux = spec.linux().as_ref().ok_or_else(|| lacks("linux"))?;
         super::refuse_options(value)?;
-        // An archive brings its filters along as programs, of which a mode alone says nothing.
-        if linux.seccomp().is_some() {
-            return Err(Error::Unsupported(
-                "a container with a seccomp profile is not restored: the filters of a checkpoint cannot be compared with it yet; \
-                 restore it with the profile Unconfined"
-                    .into(),
-            ));
-        }
         let user = process.user();
         let capabilities = process.capabilities().as_ref();
         let set = |set: Option<&std::collections::HashSet<Capability>>| set.map_or(0, mask);
@@ -74,6 +68,7 @@ impl Given {
             no_new_privileges: process.no_new_privileges().unwrap_or_default(),
             apparmor: process.apparmor_profile().clone().unwrap_or_default(),
             selinux: process.selinux_label().clone().unwrap_or_default(),
+            seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
             oom_score_adj: process.oom_score_adj().unwrap_or_default(),
             cgroup: stats::cgroup::directory(value)
                 .and_then(|path| path.to_str().map(str::to_owned))

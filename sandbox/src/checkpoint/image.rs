@@ -47,6 +47,7 @@ pub(crate) enum Magic {
     Remap = 0x5913_3954,
     Ghost = 0x5258_3605,
     TtyInfo = 0x5945_3036,
+    Seccomp = 0x6441_3049,
 }
 
 /// The messages in a file.
@@ -109,6 +110,8 @@ pub(crate) struct Kind {
 pub(crate) struct Message<'a> {
     kind: &'static Kind,
     fields: Vec<(u32, Value<'a>)>,
+    /// The fields as they stand in the file, in the same order.
+    raw: Vec<&'a [u8]>,
 }
 
 #[derive(Clone, Copy)]
@@ -124,7 +127,9 @@ impl<'a> Message<'a> {
         let broken = || Refused(format!("a {} in it is broken", kind.name));
         let mut rest = bytes;
         let mut fields: Vec<(u32, Value<'a>)> = Vec::new();
+        let mut raw = Vec::new();
         while !rest.is_empty() {
+            let start = rest;
             let key = varint(&mut rest).ok_or_else(broken)?;
             let number = u32::try_from(key >> 3).map_err(|_| broken())?;
             let value = match key & 7 {
@@ -152,8 +157,15 @@ impl<'a> Message<'a> {
                 return Err(Refused(format!("a {} in it has field {number} twice", kind.name)));
             }
             fields.push((number, value));
+            raw.push(&start[..start.len() - rest.len()]);
         }
-        Ok(Message { kind, fields })
+        Ok(Message { kind, fields, raw })
+    }
+
+    /// The message as it is, but for these fields.
+    pub(crate) fn without(&self, left_out: &[u32]) -> Writer {
+        let kept = self.fields.iter().zip(&self.raw).filter(|((number, _), _)| !left_out.contains(number));
+        Writer(kept.flat_map(|(_, raw)| raw.iter().copied()).collect())
     }
 
     /// A number of at most 32 bits.

@@ -34,7 +34,7 @@ const KINDS: [(&str, &str, Use); 45] = [
     ("files", ".img", Use::Checked),
     ("fdinfo-#", ".img", Use::Checked),
     ("cgroup", ".img", Use::Checked),
-    ("seccomp", ".img", Use::Kept),
+    ("seccomp", ".img", Use::Checked),
     ("netns-#", ".img", Use::Checked),
     ("pidns-#", ".img", Use::Checked),
     ("remap-fpath", ".img", Use::Checked),

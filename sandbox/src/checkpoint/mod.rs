@@ -8,7 +8,7 @@
 //! ops/create_container.rs       all as without a checkpoint ─► restore.rs: unpack ─► layer ─► verify
 //! unpack.rs                     the way from an archive, which is hostile, to the daemon's own directory
 //! verify.rs, and what it names  whether the processes would have more than the request gives
-//! ops/start_container.rs        a task of the shim's with the images, which the OCI runtime restores
+//! ops/start_container.rs        log.rs; a task of the shim's with the images, which the OCI runtime restores
 //! ```
 //!
 //! Invariants: the directory `Paths::checkpoint` exists while a container may be paused for a checkpoint, so whoever finds it
@@ -18,9 +18,12 @@
 pub(crate) mod archive;
 mod cgroups;
 pub(crate) mod criu;
+mod deleted;
+mod filters;
 mod given;
 mod image;
 mod images;
+pub(crate) mod log;
 mod mounts;
 mod open_files;
 mod processes;

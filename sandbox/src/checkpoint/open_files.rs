@@ -3,12 +3,15 @@
 //! By kind: what any process may have is restored, and what takes a privilege to make, or leads out of the container, is
 //! refused. A file is opened by its path in the container's own mounts; its permissions are not asked again, so a
 //! checkpoint can hold open what its user could not open.
+//!
+//! Of TCP connections the other end knows another address, and has gone on without them: their sockets are written anew as ones
+//! that were never connected, and programs find them closed. (CRIU's option for that, --tcp-close, is none of OCI runtimes'.)
 
 use std::collections::BTreeSet;
 
 use super::{
     given::{Given, NET_ADMIN},
-    image::{Kind, Magic, Message, Refused, first_message, messages},
+    image::{Kind, Magic, Message, Refused, Writer, file, first_message, messages},
     images::Images,
 };
 
@@ -62,15 +65,27 @@ const KINDS: [(u32, &str, Option<u32>); 20] = [
 /// AF_INET, AF_INET6; SOCK_STREAM, SOCK_DGRAM; TCP, UDP, UDP-Lite.
 const FAMILIES: [u32; 2] = [2, 10];
 const TYPES: [u32; 2] = [1, 2];
-const PROTOCOLS: [u32; 3] = [6, 17, 136];
+const PROTOCOLS: [u32; 3] = [TCP, 17, 136];
+const TCP: u32 = 6;
+/// Fields of `inet_sk_entry`: state, both ports and addresses, and which directions were shut down.
+const STATE: u32 = 6;
+const PORTS: [u32; 2] = [7, 8];
+const ADDRESSES: [u32; 2] = [11, 12];
+const SHUT_DOWN: u32 = 19;
+/// TCP_CLOSE, the state of a socket that is new.
+const CLOSED: u64 = 7;
 
 const GHOST_FILE: u32 = 1;
 const PROCESS: u32 = 2;
 /// A pseudoterminal, and the controlling terminal of the process.
 const TERMINALS: [u32; 2] = [1, 4];
 
-/// Checks all open files. `mounts` are the ids of the container's.
-pub(crate) fn check(images: &Images, given: &Given, mounts: &BTreeSet<u32>) -> Result<(), Refused> {
+/// Where the open files are.
+pub(crate) const NAME: &str = "files.img";
+
+/// Checks all open files; answers the table to be put in the place of the archive's, if it holds connections. `mounts` are the
+/// ids of the container's.
+pub(crate) fn check(images: &Images, given: &Given, mounts: &BTreeSet<u32>) -> Result<Option<Vec<u8>>, Refused> {
     let each = |name: &str, magic: Magic, kind: &'static Kind, check: &dyn Fn(&Message<'_>) -> Result<(), Refused>| {
         if !images.has(name) {
             return Ok(());
@@ -81,7 +96,8 @@ pub(crate) fn check(images: &Images, given: &Given, mounts: &BTreeSet<u32>) -> R
         });
         checked.map_err(|refused| refused.of(name))
     };
-    each("files.img", Magic::Files, &FILE, &|file| check_file(file, given, mounts))?;
+    let table = if images.has(NAME) { check_table(&images.read(NAME)?, given, mounts) } else { Ok(None) };
+    let table = table.map_err(|refused| refused.of(NAME))?;
     let tables: Vec<&str> = images.named("fdinfo-").collect();
     for name in tables {
         each(name, Magic::FdInfo, &DESCRIPTOR, &|descriptor| kind_of(descriptor.required(3)?).map(drop))?;
@@ -99,7 +115,38 @@ pub(crate) fn check(images: &Images, given: &Given, mounts: &BTreeSet<u32>) -> R
     each("tty-info.img", Magic::TtyInfo, &TERMINAL, &|terminal| match terminal.required(2)? {
         kind if TERMINALS.contains(&kind) => Ok(()),
         kind => Err(Refused(format!("a terminal of type {kind} is the host's"))),
-    })
+    })?;
+    Ok(table)
+}
+
+fn check_table(found: &[u8], given: &Given, mounts: &BTreeSet<u32>) -> Result<Option<Vec<u8>>, Refused> {
+    let mut rewritten = Vec::new();
+    let mut is_other = false;
+    for bytes in messages(found, Magic::Files)? {
+        let entry = Message::parse(bytes, &FILE)?;
+        check_file(&entry, given, mounts)?;
+        let closed = if entry.has(4) { closed(&entry)? } else { None };
+        is_other |= closed.is_some();
+        rewritten.push(closed.unwrap_or_else(|| Writer(bytes.to_vec())));
+    }
+    Ok(is_other.then(|| file(Magic::Files, &rewritten)))
+}
+
+/// The entry of a connection as one of a socket that is new. By its port CRIU knows which sockets are connected.
+fn closed(entry: &Message<'_>) -> Result<Option<Writer>, Refused> {
+    let Some(socket) = entry.child(4, &INET)? else { return Ok(None) };
+    if socket.required(5)? != TCP || socket.number(PORTS[1])?.unwrap_or(0) == 0 {
+        return Ok(None);
+    }
+    let mut left_out = vec![STATE, SHUT_DOWN];
+    left_out.extend(PORTS.into_iter().chain(ADDRESSES));
+    let mut new = socket.without(&left_out).number(STATE, CLOSED);
+    new = PORTS.into_iter().fold(new, |new, port| new.number(port, 0));
+    for address in ADDRESSES {
+        let words = if socket.required(3)? == FAMILIES[0] { 1 } else { 4 };
+        new = (0..words).fold(new, |new, _| new.number(address, 0));
+    }
+    Ok(Some(entry.without(&[4]).child(4, new)))
 }
 
 /// The field that describes a file of this kind.

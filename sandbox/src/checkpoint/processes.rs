@@ -16,15 +16,15 @@ const IDS: Kind = Kind { name: "task_kobj_ids_entry", once: &[1, 2, 3, 4, 5, 6, 
 const PSTREE: Kind = Kind { name: "pstree_entry", once: &[1, 2, 3, 4], many: &[5] };
 // Without the deprecated identifiers (4), and, below, the seccomp modes of whole tasks (11, 12), which CRIU reads where those
 // of threads are missing.
-const CORE: Kind = Kind { name: "core_entry", once: &[1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13], many: &[] };
+pub(super) const CORE: Kind = Kind { name: "core_entry", once: &[1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13], many: &[] };
 const TASK: Kind =
     Kind { name: "task_core_entry", once: &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 18, 20, 21, 22], many: &[15] };
-const THREAD: Kind =
+pub(super) const THREAD: Kind =
     Kind { name: "thread_core_entry", once: &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], many: &[] };
 const LIMITS: Kind = Kind { name: "task_rlimits_entry", once: &[], many: &[1] };
 const LIMIT: Kind = Kind { name: "rlimit_entry", once: &[1, 2], many: &[] };
 // Without what AppArmor is told of a policy of its own (17).
-const CREDS: Kind =
+pub(super) const CREDS: Kind =
     Kind { name: "creds_entry", once: &[1, 2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 18], many: &[9, 10, 11, 12, 14, 19] };
 /// Namespaces by the names that they have in /proc, and the fields of their identifiers.
 const NAMESPACES: [(&str, u32); 8] =
@@ -38,8 +38,16 @@ const ZOMBIES: [u32; 2] = [2, 6];
 /// SCHED_OTHER, SCHED_BATCH, SCHED_IDLE: those that everybody may have.
 const ORDINARY: [u32; 3] = [0, 3, 5];
 
-/// Checks all processes. Answers the identifier of their mount namespace.
-pub(crate) fn check(images: &Images, given: &Given) -> Result<u32, Refused> {
+/// What the other checks go on with.
+pub(crate) struct Processes {
+    /// The identifier of their mount namespace.
+    pub(crate) namespace: u32,
+    /// The threads of each process that lives, itself first.
+    pub(crate) living: Vec<Vec<u32>>,
+}
+
+/// Checks all processes.
+pub(crate) fn check(images: &Images, given: &Given) -> Result<Processes, Refused> {
     let inventory = images.read("inventory.img")?;
     let of_inventory = |refused: Refused| refused.of("inventory.img");
     let inventory = only(&inventory, Magic::Inventory).and_then(|bytes| Message::parse(bytes, &INVENTORY));
@@ -50,6 +58,7 @@ pub(crate) fn check(images: &Images, given: &Given) -> Result<u32, Refused> {
     let tree = parse_tree(&tree).map_err(|refused| refused.of("pstree.img"))?;
     let mut seen: Option<BTreeMap<&'static str, u32>> = None;
     let mut cores = BTreeSet::new();
+    let mut living = Vec::new();
     for (pid, threads) in &tree {
         let mut dead = false;
         for thread in threads {
@@ -59,6 +68,9 @@ pub(crate) fn check(images: &Images, given: &Given) -> Result<u32, Refused> {
             let checked = core.and_then(|core| check_core(&core, given, &host, thread == pid));
             dead |= checked.map_err(|refused| refused.of(&name))?;
             cores.insert(name);
+        }
+        if !dead {
+            living.push(threads.clone());
         }
         // A process that has ended and was not waited for has no namespaces any more.
         let name = format!("ids-{pid}.img");
@@ -81,7 +93,8 @@ pub(crate) fn check(images: &Images, given: &Given) -> Result<u32, Refused> {
     let ids = seen.ok_or_else(|| Refused::new("pstree.img: no process in it lives"))?;
     check_joined(images, "netns-", Magic::NetNs, &NET, 8, given.namespaces.get("net"), ids.get("net"), "extRootNetNS")?;
     check_joined(images, "pidns-", Magic::PidNs, &PID, 1, given.namespaces.get("pid"), ids.get("pid"), "extRootPidNS")?;
-    ids.get("mnt").copied().ok_or_else(|| Refused::new("the processes have no mount namespace"))
+    let namespace = ids.get("mnt").copied().ok_or_else(|| Refused::new("the processes have no mount namespace"))?;
+    Ok(Processes { namespace, living })
 }
 
 /// What the inventory says of the host that the checkpoint was made on.
@@ -295,9 +308,6 @@ fn check_creds(creds: &Message<'_>, given: &Given) -> Result<(), Refused> {
     }
     if creds.required(13)? != 0 && given.permitted() & SETPCAP == 0 {
         return Err(Refused::new("it has secure bits set, for which the request gives no CAP_SETPCAP"));
-    }
-    if given.no_new_privileges && !creds.is_set(18)? {
-        return Err(Refused::new("it may gain privileges, and the request has no_new_privs"));
     }
     let profile = creds.text(15)?;
     let fits = match (given.selinux.as_str(), given.apparmor.as_str()) {

@@ -1,13 +1,22 @@
 //! A container that begins with a checkpoint: its files put where they belong, and looked at, before anything of it runs.
 
 use std::{
-    fs::File,
-    io::{self, BufReader},
+    fs::{self, File},
+    io::{self, BufReader, Read},
+    path::Path,
 };
 
 use snapshotter::apply::{self, Limits, Target};
 
-use super::{Restore, archive::IMAGE, archive::LAYER, room, unpack, verify::verify};
+use super::{
+    Restore,
+    archive::{DELETED, IMAGE, LAYER, SPEC},
+    criu::Version,
+    deleted,
+    filters::Circumstances,
+    room, unpack,
+    verify::verify,
+};
 use crate::{
     Error, bundle,
     error::chain,
@@ -16,6 +25,9 @@ use crate::{
     selinux,
     world::World,
 };
+
+/// The paths that a container has removed; some ten thousand.
+const MAX_DELETED: u64 = 4 << 20;
 
 /// The runtime type whose OCI runtime can restore.
 const RUNC: &str = "io.containerd.runc.v2";
@@ -27,7 +39,7 @@ pub(crate) fn check(world: &World, pod: &PodRecord) -> Result<(), Error> {
         return unsupported(&format!("by runtime handler {:?}: its runtime type is not {RUNC}", pod.handler));
     }
     match pod.spec.namespaces.user {
-        Some(_) => unsupported("into a pod with a user namespace of its own"),
+        Some(_) => unsupported("into a pod with a user namespace of its own: CRIU knows no mounts with mapped ids"),
         None => Ok(()),
     }
 }
@@ -47,11 +59,15 @@ pub(crate) fn fill(
     world.node.make_dir(&directory, 0o700)?;
     unpack::unpack(&restore.archive, &directory, world.config.max_checkpoint_bytes)?;
     let layer = match File::open(directory.join(LAYER)) {
-        Ok(layer) => layer,
+        Ok(layer) => Some(layer),
         // The container had changed nothing.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(Error::failed(format!("open the layer of checkpoint {}", restore.name), error)),
     };
+    let deleted = deletions(&directory, restore)?;
+    if layer.is_none() && deleted.is_none() {
+        return Ok(());
+    }
     let snapshotter = world.snapshotter(&pod.snapshotter)?;
     let failed = |error| Error::failed(format!("find the writable layer of {id}"), error);
     let mounts = snapshotter.mounts(&world.config.namespace, id.as_str()).map_err(failed)?;
@@ -62,24 +78,90 @@ pub(crate) fn fill(
     world.node.unmount(&rootfs)?;
     let bytes = room::within(&dirs.upper, world.config.max_checkpoint_bytes)?;
     let limits = Limits { bytes, ..Limits::default() };
-    let mut stream = BufReader::with_capacity(1 << 20, layer);
-    apply::apply(&mut stream, &Target::from(dirs), &limits).map_err(|error| match error {
-        apply::Error::Failed { .. } => Error::failed(format!("write the layer of checkpoint {}", restore.name), error),
-        _ => Error::Invalid(format!("checkpoint {}: its rootfs-diff.tar: {}", restore.name, chain(&error))),
-    })?;
-    // Up to here it was needed, and it may be large.
-    let removed = std::fs::remove_file(directory.join(LAYER));
-    removed.map_err(|error| Error::failed(format!("remove the layer of checkpoint {}", restore.name), error))?;
+    let target = Target::from(dirs);
+    if let Some(layer) = layer {
+        let mut stream = BufReader::with_capacity(1 << 20, layer);
+        apply_layer(&mut stream, &target, &limits, LAYER, restore)?;
+        // Up to here it was needed, and it may be large.
+        let removed = fs::remove_file(directory.join(LAYER));
+        removed.map_err(|error| Error::failed(format!("remove the layer of checkpoint {}", restore.name), error))?;
+    }
+    if let Some(deleted) = deleted {
+        apply_layer(&mut deleted.as_slice(), &target, &limits, DELETED, restore)?;
+    }
     bundle::mount(world, pod, &mounts, &rootfs, labels)
 }
 
-/// Fails unless the checkpoint may run as a container with this OCI spec, the one that the OCI runtime will get. Blocks.
+fn apply_layer(
+    stream: &mut dyn Read,
+    target: &Target,
+    limits: &Limits,
+    name: &str,
+    restore: &Restore,
+) -> Result<(), Error> {
+    let applied = apply::apply(stream, target, limits);
+    applied.map(drop).map_err(|error| match error {
+        apply::Error::Failed { .. } => Error::failed(format!("write the layer of checkpoint {}", restore.name), error),
+        _ => Error::Invalid(format!("checkpoint {}: its {name}: {}", restore.name, chain(&error))),
+    })
+}
+
+/// What the archive's list of removed files makes of a layer.
+fn deletions(directory: &Path, restore: &Restore) -> Result<Option<Vec<u8>>, Error> {
+    let path = directory.join(DELETED);
+    let list = match File::open(&path) {
+        Ok(file) => read_at_most(file, MAX_DELETED),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => Err(error),
+    };
+    let list = list.map_err(|error| Error::failed(format!("read {}", path.display()), error))?;
+    let made = if list.len() as u64 > MAX_DELETED {
+        Err(format!("it has more than {MAX_DELETED} bytes"))
+    } else {
+        deleted::layer(&list)
+    };
+    made.map_err(|why| Error::Invalid(format!("checkpoint {}: its {DELETED}: {why}", restore.name)))
+}
+
+/// At most a byte more than `most`.
+fn read_at_most(file: File, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Fails unless the checkpoint may run as a container with this OCI spec, the one that the OCI runtime will get, restored by this
+/// CRIU. Blocks.
 pub(crate) fn verify_unpacked(
     world: &World,
     id: &Id,
     spec: &serde_json::Value,
+    criu: Version,
     restore: &Restore,
 ) -> Result<(), Error> {
-    let images = world.paths.restore(id).join(IMAGE);
-    verify(&images, spec, &world.paths.rootfs(id), world.host.cgroup, &restore.name)
+    let directory = world.paths.restore(id);
+    let circumstances = Circumstances { had_profile: had_profile(&directory)?, is_filtered: is_filtered()?, criu };
+    let (images, rootfs) = (directory.join(IMAGE), world.paths.rootfs(id));
+    verify(&images, spec, &rootfs, world.host.cgroup, &circumstances, &restore.name)
+}
+
+/// Whether the archive says that the origin's runtime had put a filter before those of the processes. Nothing else of its spec
+/// is read.
+fn had_profile(directory: &Path) -> Result<bool, Error> {
+    let path = directory.join(SPEC);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::failed(format!("read {}", path.display()), error)),
+    };
+    let spec: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    Ok(spec["linux"]["seccomp"].is_object())
+}
+
+/// Whether this process runs under a filter, which who it starts inherits.
+fn is_filtered() -> Result<bool, Error> {
+    let status = fs::read_to_string("/proc/self/status");
+    let status = status.map_err(|error| Error::failed("read /proc/self/status", error))?;
+    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"));
+    Ok(mode.is_some_and(|mode| mode.trim() != "0"))
 }

@@ -7,9 +7,12 @@
 //! config.dump      which image it ran on; nothing else of it is read
 //! checkpoint/*     CRIU's images, of the kinds in images.rs
 //! rootfs-diff.tar  its writable layer; its entries are the concern of `snapshotter::apply`
+//! deleted.files    what it had removed, of runtimes whose layer does not tell; see deleted.rs
+//! spec.dump        its OCI spec, for one question: whether it had a seccomp profile
+//! container.log    what it had logged, of which records are taken over; see log.rs
 //! ```
 //!
-//! The OCI spec, the CRI status and the log of the archive are not read at all: nothing is made from them.
+//! The CRI status of the archive is not read at all, and nothing is made from its spec.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +30,7 @@ use snapshotter::apply::{
 };
 
 use super::{
-    archive::{IMAGE, LAYER},
+    archive::{DELETED, IMAGE, LAYER, LOG, SPEC},
     images::{self, Use},
     room::Bounded,
 };
@@ -35,14 +38,14 @@ use crate::{Error, error::chain};
 
 /// A description of a container is small.
 const MAX_CONFIG: u64 = 1 << 20;
+/// A larger one is not looked into.
+const MAX_SPEC: u64 = 16 << 20;
 /// What an archive has beside what is kept: files that are never written. More are not looked through.
 const MAX_MEMBERS: u64 = 100_000;
 
 const CONFIG: &str = "config.dump";
-/// Which files the container had removed, where the layer does not say so (CRI-O, Podman).
-const DELETED: &str = "deleted.files";
 /// Members that are passed over, if they are the files that they should be.
-const IGNORED: [&str; 6] = ["spec.dump", "status.dump", "container.log", "dump.log", "stats-dump", "ctr.log"];
+const IGNORED: [&str; 4] = ["status.dump", "dump.log", "stats-dump", "ctr.log"];
 
 /// The image that a checkpoint's container ran on, as the archive names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -60,7 +63,9 @@ pub struct Base {
 enum Member<'a> {
     Config,
     Layer,
+    Spec,
     Deleted,
+    Log,
     Image(&'a str),
     Directory,
     Other,
@@ -92,18 +97,15 @@ pub(crate) fn unpack(path: &Path, directory: &Path, max_bytes: u64) -> Result<()
     read(path, max_bytes, &mut |member, size, archive| {
         let to = match member {
             Member::Layer => Some((root.as_fd(), LAYER)),
+            Member::Spec if size <= MAX_SPEC => Some((root.as_fd(), SPEC)),
             Member::Image(name) if images::usage(name) == Some(Use::Dropped) => None,
             Member::Image(name) => {
                 has_images = true;
                 Some((images.as_fd(), name))
             }
-            Member::Deleted if !is_empty_list(&content(archive, size)?) => {
-                return Err(
-                    "its layer does not tell which files were removed (deleted.files does), which is not restored"
-                        .into(),
-                );
-            }
-            Member::Config | Member::Deleted | Member::Directory | Member::Other => None,
+            Member::Deleted => Some((root.as_fd(), DELETED)),
+            Member::Log => Some((root.as_fd(), LOG)),
+            Member::Config | Member::Spec | Member::Directory | Member::Other => None,
         };
         if let Some((dir, name)) = to {
             left = left
@@ -186,7 +188,9 @@ fn member(name: &str) -> Option<Member<'_>> {
     match name.split_once('/') {
         None if name == CONFIG => Some(Member::Config),
         None if name == LAYER => Some(Member::Layer),
+        None if name == SPEC => Some(Member::Spec),
         None if name == DELETED => Some(Member::Deleted),
+        None if name == LOG => Some(Member::Log),
         None if name == IMAGE => Some(Member::Directory),
         Some((IMAGE, image)) => images::usage(image).map(|_| Member::Image(image)),
         _ => Some(Member::Other),
@@ -234,10 +238,6 @@ fn parse_base(text: &[u8]) -> Result<Base, String> {
         return Err("its config.dump does not say which image the container ran on".into());
     }
     Ok(base)
-}
-
-fn is_empty_list(text: &[u8]) -> bool {
-    serde_json::from_slice::<Vec<serde_json::Value>>(text).is_ok_and(|list| list.is_empty())
 }
 
 fn broken(path: &Path, why: &str) -> Error {

@@ -5,25 +5,32 @@
 //! processes.rs         ids, capabilities, profiles, namespaces, limits
 //! mounts.rs            what is mounted, and what has to be                 cgroups.rs  where the processes are put: there
 //!                                                                                      the archive's file is written anew
-//! open_files.rs        what is open
+//! open_files.rs        what is open; connections are closed               filters.rs  system call filters: written anew, with
+//!                                                                                      the request's before all others
 //! ```
 //!
-//! What is not understood is refused, and a request with a seccomp profile is refused whole. What is not checked, because it
-//! is the processes' own or a matter of the host's: the content of memory and of tmpfs; by which user an open file could have
-//! been opened, since CRIU opens it as root, though only in the container's mounts and within its device rules; limits
-//! (rlimits) that the request does not name; timers, signals and socket options. CRIU itself reads every file as root:
-//! whoever allows restores trusts it with that.
+//! What is not understood is refused. What is not checked, because it is the processes' own or a matter of the host's: the
+//! content of memory and of tmpfs; by which user an open file could have been opened, since CRIU opens it as root, though only
+//! in the container's mounts and within its device rules; limits (rlimits) that the request does not name; timers, signals
+//! and socket options; filters of the processes' own, which can only restrict. CRIU itself reads every file as root: whoever
+//! allows restores trusts it with that.
 
 use std::{
     fs::{self, OpenOptions},
-    io::Write,
+    io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{cgroups, given::Given, images::Images, mounts, open_files, processes};
+use super::{
+    cgroups,
+    filters::{self, Circumstances},
+    given::Given,
+    images::Images,
+    mounts, open_files, processes,
+};
 use crate::{Error, host::CgroupMode};
 
 /// Fails unless the images in `directory`, which is the daemon's own, may be restored into a container with this OCI spec,
@@ -33,6 +40,7 @@ pub(crate) fn verify(
     spec: &serde_json::Value,
     rootfs: &Path,
     cgroup: CgroupMode,
+    circumstances: &Circumstances,
     name: &str,
 ) -> Result<(), Error> {
     let given = Given::parse(spec)?;
@@ -43,23 +51,35 @@ pub(crate) fn verify(
         let kernels = path.starts_with("/proc") || path.starts_with("/sys");
         !kernels || rustix::fs::statat(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
     };
-    let checked = processes::check(&images, &given).and_then(|namespace| {
-        let mounts = mounts::check(&images, &given, namespace, &place, &on_host)?;
-        open_files::check(&images, &given, &mounts)?;
-        cgroups::check(&images, &given, cgroup == CgroupMode::V2)
+    let checked = processes::check(&images, &given).and_then(|processes| {
+        let mounts = mounts::check(&images, &given, processes.namespace, &place, &on_host)?;
+        let table = open_files::check(&images, &given, &mounts)?;
+        let cgroups = cgroups::check(&images, &given, cgroup == CgroupMode::V2)?;
+        let mut own = filters::rewrite(&images, &given, &processes.living, circumstances)?;
+        own.extend(cgroups.map(|cgroups| ("cgroup.img".to_owned(), cgroups)));
+        own.extend(table.map(|table| (open_files::NAME.to_owned(), table)));
+        Ok(own)
     });
     let own = checked.map_err(|refused| {
         Error::Invalid(format!(
             "checkpoint {name} is refused: {refused}; its processes would get what this container's configuration does not give"
         ))
     })?;
-    let Some(own) = own else { return Ok(()) };
-    let path = directory.join("cgroup.img");
-    let written = fs::remove_file(&path).and_then(|()| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        file.write_all(&own)
-    });
-    written.map_err(|error| Error::failed(format!("write {}", path.display()), error))
+    for (name, content) in own {
+        let path = directory.join(name);
+        let written = replace(&path, &content);
+        written.map_err(|error| Error::failed(format!("write {}", path.display()), error))?;
+    }
+    Ok(())
+}
+
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content)
 }
 
 /// Where a path leads in the container, with its links followed beneath the root. What is missing is made by the runtime.

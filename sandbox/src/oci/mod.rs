@@ -32,7 +32,7 @@ mod namespaces;
 mod pod;
 pub mod resources;
 pub mod seccomp;
-mod seccomp_default;
+pub(crate) mod seccomp_default;
 pub(crate) mod sysctls;
 pub mod user;
 

@@ -170,7 +170,7 @@ const UNLOCKED: &[(Capability, &[&str])] = &[
 ];
 
 /// The profile of a process with these capabilities on this kernel.
-pub(super) fn profile(capabilities: &HashSet<Capability>, kernel: (u32, u32)) -> LinuxSeccomp {
+pub(crate) fn profile(capabilities: &HashSet<Capability>, kernel: (u32, u32)) -> LinuxSeccomp {
     let mut rules = vec![allow(&ALWAYS.concat())];
     // Before 4.8 a tracer could change a call after the filter had seen it.
     if kernel >= (4, 8) {

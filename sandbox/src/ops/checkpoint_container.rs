@@ -119,13 +119,20 @@ async fn make(
         written.map_err(|error| Error::failed(format!("write the writable layer of {from}"), error))
     })
     .await?;
+    // What it logs once it goes on, a container that is restored from here will log again.
+    let log = container.log_path.clone();
+    let logged = blocking(move || {
+        let length = log.and_then(|path| std::fs::metadata(path).ok()).map(|metadata| metadata.len());
+        Ok(length.unwrap_or_default())
+    })
+    .await?;
     resume(world, id, clients).await?;
     let (of, work, location) = (container.clone(), work.to_owned(), location.to_owned());
     let (runtime, most) = (pod.handler.clone(), world.config.max_checkpoint_bytes);
     blocking(move || {
         let directory = location.parent().unwrap_or(Path::new("/"));
         room::check(directory, size(&work).unwrap_or(0))?;
-        archive::write(&of, &runtime, &work, &location, most)
+        archive::write(&of, &runtime, &work, &location, logged, most)
     })
     .await
 }

@@ -6,7 +6,7 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxIntelRdt};
 
 use crate::{
     Error, apparmor, bundle, cdi,
-    checkpoint::restore,
+    checkpoint::{criu, restore},
     image_volumes,
     model::{ContainerSpec, ContainerState, ContainerUser, Id, Resources, VolumeMount},
     nri::{Adjustment, HostLimits},
@@ -94,9 +94,10 @@ async fn verify(
     operation: &Operation,
 ) -> Result<Created, Error> {
     let Some(from) = container.restore.clone() else { return Ok(created) };
+    let criu = operation.step(criu::check()).await?;
     let (on, id) = (Arc::clone(world), container.id.clone());
     let checked = operation.blocking(move || {
-        restore::verify_unpacked(&on, &id, &created.oci_spec, &from)?;
+        restore::verify_unpacked(&on, &id, &created.oci_spec, criu, &from)?;
         Ok(created)
     });
     checked.await

@@ -6,7 +6,10 @@ use shim::client::TaskStdio;
 
 use crate::{
     Error,
-    checkpoint::archive::IMAGE,
+    checkpoint::{
+        archive::{IMAGE, LOG},
+        log,
+    },
     launcher::{NewTask, Shim},
     model::ContainerState,
     record::{ContainerRecord, PodRecord, start_error},
@@ -24,6 +27,7 @@ pub(crate) async fn run(
     operation: Operation,
 ) -> Result<i32, Error> {
     let task = new_task(&world, &pod, &container);
+    take_over_log(&world, &container).await;
     let starting = async {
         let (creating, starting, id) = (Arc::clone(&shim), Arc::clone(&shim), container.id.clone());
         operation.step(async move { creating.create(task).await }).await?;
@@ -49,6 +53,19 @@ pub(crate) async fn run(
     }
     drop_images(&world, &container).await;
     started
+}
+
+/// Begins the log of a restored container with what it had logged. Without that it is restored all the same.
+async fn take_over_log(world: &Arc<World>, container: &ContainerRecord) {
+    let (Some(_), Some(to)) = (&container.restore, container.log_path.clone()) else { return };
+    let from = world.paths.restore(&container.id).join(LOG);
+    let operation = Operation::default();
+    let taken = operation.blocking(move || {
+        log::take_over(&from, &to).map_err(|error| Error::failed(format!("write {}", to.display()), error))
+    });
+    if let Err(error) = taken.await {
+        tracing::warn!(container = %container.id, error = error.chain(), "the log of a checkpoint is not taken over");
+    }
 }
 
 /// Removes what the container was restored from: it cannot be started again, and memory of processes is in it.

@@ -158,8 +158,13 @@ fn v_c27_profiles_and_limits_below_the_request_are_refused() {
         ("its LSM profile is \"unconfined\"", apparmor("unconfined", 2)),
         ("security module", apparmor("cri-containerd.apparmor.d", 0)),
         ("its LSM profile is \"another\", the request's is \"\"", all(|thread| thread.profile = "another")),
-        ("no_new_privs", no_new_privs(None)),
-        ("no_new_privs", no_new_privs(Some(0))),
+        (
+            "CRIU 3.17 would let it gain privileges",
+            Box::new(move |sample| {
+                no_new_privs(Some(1))(sample);
+                sample.criu = (3, 17);
+            }),
+        ),
         ("secure bits", user(|thread| thread.secbits = 0x10)),
         ("its oom_score_adj is -1000", all(|thread| thread.oom_score_adj = -1000)),
         ("its rlimit 7 is above the 1024", all(|thread| thread.nofile = 1025)),
@@ -169,7 +174,7 @@ fn v_c27_profiles_and_limits_below_the_request_are_refused() {
     restored(vec![
         ("the request's profile", apparmor("cri-containerd.apparmor.d", 2)),
         ("no new privileges", no_new_privs(Some(1))),
-        ("a filter where none is asked for", all(|thread| thread.seccomp = Some((2, 0)))),
+        ("no new privileges, whatever the archive says", no_new_privs(None)),
         ("a lower priority", all(|thread| (thread.nice, thread.policy) = (38, 3))),
     ]);
 }
@@ -316,10 +321,9 @@ fn requests_for_which_nothing_can_be_compared_are_not_restored() {
     let mut annotated = Sample::new();
     annotated.spec["annotations"] = json!({"org.criu.config": "/host/criu.conf"});
     assert!(annotated.refusal().contains("org.criu.config"));
-    let mut filtered = Sample::new();
-    filtered.spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": []});
-    filtered.threads(&Thread { seccomp: Some((2, 0)), ..Thread::root() });
-    assert!(matches!(filtered.verify(), Err(Error::Unsupported(_))));
+    let mut notified = Sample::new();
+    notified.spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_NOTIFY", "syscalls": []});
+    assert!(matches!(notified.verify(), Err(Error::Unsupported(_))));
     let mut mapped = Sample::new();
     mapped.spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
     assert!(matches!(mapped.verify(), Err(Error::Unsupported(_))));

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use crate::{
     Error,
     checkpoint::{
+        filters::Circumstances,
         image::{Magic, Writer, file},
         verify::verify,
     },
@@ -223,6 +224,9 @@ pub(super) struct Sample {
     pub(super) mounts: Vec<MountEntry>,
     pub(super) spec: Value,
     pub(super) cgroup: CgroupMode,
+    pub(super) had_profile: bool,
+    pub(super) is_filtered: bool,
+    pub(super) criu: (u32, u32),
 }
 
 impl Sample {
@@ -247,6 +251,9 @@ impl Sample {
             ],
             spec: spec(),
             cgroup: CgroupMode::V2,
+            had_profile: false,
+            is_filtered: false,
+            criu: (3, 19),
         };
         sample.set("inventory.img", inventory(2, 0, HOST));
         sample.set("pstree.img", file(Magic::Pstree, &[process(6, 0, &[6, 7]), process(23, 6, &[23])]));
@@ -290,6 +297,11 @@ impl Sample {
     }
 
     pub(super) fn verify(&self) -> Result<(), Error> {
+        self.rewritten().map(drop)
+    }
+
+    /// The files as they are restored.
+    pub(super) fn rewritten(&self) -> Result<BTreeMap<String, Vec<u8>>, Error> {
         let dir = TempDir::new().unwrap();
         let (images, rootfs) = (dir.path().join("images"), dir.path().join("rootfs"));
         for path in [&images, &rootfs.join("etc"), &rootfs.join("volumes/data")] {
@@ -298,12 +310,19 @@ impl Sample {
         for (name, content) in self.all() {
             fs::write(images.join(name), content).unwrap();
         }
-        verify(&images, &self.spec, &rootfs, self.cgroup, "c.tar")?;
+        let circumstances =
+            Circumstances { had_profile: self.had_profile, is_filtered: self.is_filtered, criu: self.criu };
+        verify(&images, &self.spec, &rootfs, self.cgroup, &circumstances, "c.tar")?;
         // Whatever the archive says, they are put into the container's own.
         if let Ok(cgroup) = fs::read(images.join("cgroup.img")) {
             assert_eq!(cgroup, self.own_cgroup());
         }
-        Ok(())
+        let read = |name: String| {
+            let content = fs::read(images.join(&name)).unwrap();
+            (name, content)
+        };
+        let names = fs::read_dir(&images).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        Ok(names.map(read).collect())
     }
 
     fn own_cgroup(&self) -> Vec<u8> {

@@ -234,3 +234,34 @@ fn v_c27_other_cgroups_than_the_containers_are_refused() {
         ("controllers [\"name=other\"]", version_1(&["devices", "name=other"])),
     ]);
 }
+
+/// The other end is gone, and the address is another pod's by now.
+#[test]
+fn connections_are_restored_closed_and_other_sockets_as_they_are() {
+    let connected = |family: u64, kind: u64, protocol: u64, words: usize| {
+        let inet = Writer::default().number(1, 9).number(2, 77).number(3, family).number(4, kind).number(5, protocol);
+        let inet = inet.number(6, 1).number(7, 40_000).number(8, 443).number(9, 2).number(10, 0);
+        let inet = (0..words).fold(inet, |inet, _| inet.number(11, 0x0a00_0001).number(12, 0x0a00_0002));
+        let inet =
+            inet.child(13, Writer::default()).child(14, Writer::default().number(1, 1).number(2, 1)).number(19, 3);
+        Writer::default().number(1, 4).number(2, 9).child(4, inet)
+    };
+    let closed = |family: u64, words: usize| {
+        let inet = Writer::default().number(1, 9).number(2, 77).number(3, family).number(4, 1).number(5, 6);
+        let inet = inet.number(9, 2).number(10, 0).child(13, Writer::default());
+        let inet = inet.child(14, Writer::default().number(1, 1).number(2, 1)).number(6, 7).number(7, 0).number(8, 0);
+        let inet = (0..words).fold(inet, |inet, _| inet.number(11, 0));
+        let inet = (0..words).fold(inet, |inet, _| inet.number(12, 0));
+        Writer::default().number(1, 4).number(2, 9).child(4, inet)
+    };
+    let other = [regular(1, "/bin/busybox", 166), socket(2, 1, 6, 0), connected(2, 2, 17, 1)];
+    let mut sample = Sample::new();
+    sample.set("files.img", file(Magic::Files, &other));
+    assert_eq!(sample.rewritten().unwrap()["files.img"], sample.files["files.img"]);
+    let mut some = other.to_vec();
+    some.extend([connected(2, 1, 6, 1), connected(10, 1, 6, 4)]);
+    sample.set("files.img", file(Magic::Files, &some));
+    let mut expected = other.to_vec();
+    expected.extend([closed(2, 1), closed(10, 4)]);
+    assert_eq!(sample.rewritten().unwrap()["files.img"], file(Magic::Files, &expected));
+}
