@@ -12,6 +12,10 @@ use std::{
 use std::os::fd::AsFd;
 
 use oci_spec::runtime::Spec;
+use rustix::{
+    fs::{AtFlags, FileType, statat},
+    io::Errno,
+};
 use snapshotter::{Labels, Mount};
 
 use crate::{
@@ -109,8 +113,24 @@ fn overlaid(view: &Mount, nothing: &Path) -> Result<Mount, Error> {
 }
 
 /// Opens a mounted root. Everything below it is then reached through this only.
+///
+/// One in which a place that the runtime mounts on is a symlink, or no directory, is refused: runtimes have followed it out of
+/// the root (CVE-2026-41579 and CVE-2026-47766).
 pub(crate) fn open_root(rootfs: &Path) -> Result<File, Error> {
-    File::open(rootfs).map_err(|error| Error::failed(format!("open {}", rootfs.display()), error))
+    let root = File::open(rootfs).map_err(|error| Error::failed(format!("open {}", rootfs.display()), error))?;
+    for name in ["dev", "proc", "sys"] {
+        match statat(&root, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => {}
+            Ok(_) => {
+                return Err(Error::Invalid(format!(
+                    "the image's /{name} is not a directory, and the runtime mounts there"
+                )));
+            }
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(Error::failed(format!("look at /{name} of the image"), error)),
+        }
+    }
+    Ok(root)
 }
 
 /// Who a process of the image in `root` runs as.
@@ -138,6 +158,29 @@ pub(crate) fn rewrite_config(world: &World, id: &Id, spec: &serde_json::Value) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn v_r12_a_root_whose_mount_points_lead_elsewhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = |make: &dyn Fn(&Path)| {
+            let root = tempfile::tempdir_in(dir.path()).unwrap();
+            make(root.path());
+            open_root(root.path()).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(root(&|_| {}), Ok(()));
+        assert_eq!(root(&|root| fs::create_dir_all(root.join("proc/self")).unwrap()), Ok(()));
+        for name in ["dev", "proc", "sys"] {
+            let refused = Err(format!("the image's /{name} is not a directory, and the runtime mounts there"));
+            for target in ["/var/tmp", "../..", "real", "."] {
+                let link = |root: &Path| {
+                    fs::create_dir(root.join("real")).unwrap();
+                    std::os::unix::fs::symlink(target, root.join(name)).unwrap();
+                };
+                assert_eq!(root(&link), refused, "{target}");
+            }
+            assert_eq!(root(&|root| fs::write(root.join(name), "").unwrap()), refused);
+        }
+    }
 
     #[test]
     fn writable_overlays_are_mounted_without_syncs_where_the_kernel_can() {

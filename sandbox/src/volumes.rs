@@ -96,7 +96,7 @@ fn refusal(path: &Path) -> Option<&'static str> {
 }
 
 /// The path below `/`, without `.` and `..`.
-fn normal(path: &str) -> PathBuf {
+pub(crate) fn normal(path: &str) -> PathBuf {
     let mut normal = PathBuf::from("/");
     for component in Path::new(path).components() {
         match component {

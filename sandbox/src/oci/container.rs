@@ -8,7 +8,7 @@ use super::{
     ContainerInput, annotations, apparmor, args, base, capabilities, cgroup, devices, env, masked_paths, mounts,
     namespaces, pod, resources, seccomp,
 };
-use crate::error::Error;
+use crate::{error::Error, volumes::normal};
 
 pub(super) fn spec(input: &ContainerInput<'_>) -> Result<Spec, Error> {
     check(input)?;
@@ -58,6 +58,14 @@ fn check(input: &ContainerInput<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a path is below a `fd` of `/proc`. A runtime that has a directory of the host open there while it changes to it
+/// leaves the process outside of its root (CVE-2024-21626).
+fn is_of_descriptors(path: &str) -> bool {
+    let path = normal(path);
+    let names: Vec<_> = path.iter().skip(1).filter_map(|name| name.to_str()).collect();
+    matches!(names[..], ["proc", _, "fd", ..] | ["proc", _, "task", _, "fd", ..])
+}
+
 fn granted(input: &ContainerInput<'_>) -> Result<HashSet<Capability>, Error> {
     if input.container.privileged {
         return Ok(input.host.capabilities.iter().copied().collect());
@@ -76,6 +84,11 @@ fn process(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<
     let cwd = cwd.expect("the last one is not empty");
     if !cwd.starts_with('/') {
         return Err(Error::Invalid(format!("working_dir {cwd:?} is not absolute")));
+    }
+    if is_of_descriptors(cwd) {
+        return Err(Error::Invalid(format!(
+            "working_dir {cwd:?} is of descriptors, which may be another's than the container's"
+        )));
     }
     let (oom_score_adj, _) = resources::clamp_oom_score_adj(container.resources.oom_score_adj, input.host);
     let mut process = Process::default();
@@ -164,4 +177,21 @@ fn limits(input: &ContainerInput<'_>) -> Result<LinuxResources, Error> {
         && (!handler.privileged_without_host_devices || handler.privileged_without_host_devices_all_devices_allowed);
     limits.set_devices(Some(if all { devices::all_allowed() } else { devices::rules(input.devices) }));
     Ok(limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v_r09_a_working_directory_of_descriptors_is_one_however_it_is_written() {
+        for path in
+            ["/proc/self/fd/7", "/proc/self/fd", "//proc/./thread-self/../1/fd/3/", "/x/../proc/1/task/2/fd/9/etc"]
+        {
+            assert!(is_of_descriptors(path), "{path}");
+        }
+        for path in ["/", "/proc", "/proc/self", "/proc/self/fdinfo", "/srv/proc/self/fd", "/fd"] {
+            assert!(!is_of_descriptors(path), "{path}");
+        }
+    }
 }

@@ -204,6 +204,8 @@ fn make(
     if let Some(from) = &container.restore {
         drop(root);
         restore::fill(world, pod, container, from, labels.as_ref())?;
+        // The archive's layer may have changed what was looked at before.
+        drop(bundle::open_root(&rootfs)?);
     }
     Ok(Created { user, oci_spec, limits: None })
 }
