@@ -35,7 +35,12 @@ pub async fn probe(mut config: Config) -> Config {
                     tracing::warn!(handler = name, error, "the runtime does not say what it can do");
                     Features::default()
                 },
-                |told| told.on(kernel),
+                |told| {
+                    if let Some(why) = told.outdated() {
+                        tracing::warn!(handler = name, binary, "{why}");
+                    }
+                    told.on(kernel)
+                },
             ),
         };
         known.insert(binary, features);
@@ -62,6 +67,7 @@ async fn ask(binary: &str) -> Result<Told, String> {
 struct Told {
     mount_options: Vec<String>,
     linux: Linux,
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,7 +90,30 @@ struct Enabled {
     enabled: Option<bool>,
 }
 
+/// Runtimes by the annotation that tells their version: their name, and the oldest versions without known ways out of a
+/// container, each for its own series and the first for all before it.
+const SAFE: [(&str, &str, &[[u32; 3]]); 2] = [
+    ("org.opencontainers.runc.version", "runc", &[[1, 3, 6], [1, 4, 3], [1, 5, 0]]),
+    ("run.oci.crun.version", "crun", &[[1, 28, 0]]),
+];
+
 impl Told {
+    /// What to do if this is a version with known vulnerabilities, as far as a number can tell.
+    fn outdated(&self) -> Option<String> {
+        SAFE.iter().find_map(|(annotation, name, safe)| {
+            let told = self.annotations.get(*annotation)?.trim();
+            let version = version(told)?;
+            let of_series = safe.iter().find(|safe| safe[..2] == version[..2]).or(safe.first())?;
+            let [major, minor, patch] = of_series;
+            (version < *of_series).then(|| {
+                format!(
+                    "{name} {told} has known ways out of containers, unless its distribution has closed them in this version; \
+                     {major}.{minor}.{patch} has none"
+                )
+            })
+        })
+    }
+
     fn on(&self, kernel: (u32, u32)) -> Features {
         let has = |list: &[String], wanted: &str| list.iter().any(|item| item == wanted);
         Features {
@@ -99,9 +128,42 @@ impl Told {
     }
 }
 
+/// The numbers at the start of a version; a candidate for a release counts as the release.
+fn version(text: &str) -> Option<[u32; 3]> {
+    let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+    let mut parts = numbers.split('.').map(|part| part.parse().ok());
+    Some([parts.next()??, parts.next().flatten().unwrap_or(0), parts.next().flatten().unwrap_or(0)])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_runtime_with_known_vulnerabilities_is_told_with_the_version_that_has_none() {
+        let outdated = |annotation: &str, version: &str| {
+            let json = serde_json::json!({"annotations": {annotation: version}});
+            told(&json.to_string()).outdated().map(|text| text.rsplit("; ").next().unwrap_or_default().to_owned())
+        };
+        let runc = |version: &str| outdated("org.opencontainers.runc.version", version);
+        for (version, safe) in [
+            ("1.1.5+ds1", Some("1.3.6 has none")),
+            ("1.3.5", Some("1.3.6 has none")),
+            ("1.3.6", None),
+            ("1.4.0\n", Some("1.4.3 has none")),
+            ("1.4.3", None),
+            ("1.5.0-rc.3", None),
+            ("1.6.1", None),
+            ("2.0.0", None),
+            ("unknown", None),
+            ("", None),
+        ] {
+            assert_eq!(runc(version).as_deref(), safe, "{version:?}");
+        }
+        assert_eq!(outdated("run.oci.crun.version", "1.8.1").as_deref(), Some("1.28.0 has none"));
+        assert_eq!(outdated("run.oci.crun.version", "1.28"), None);
+        assert_eq!(outdated("other", "0.1"), None);
+    }
 
     fn told(json: &str) -> Told {
         serde_json::from_str(json).unwrap()
