@@ -103,6 +103,16 @@ mod tests {
         assert_eq!(names, ["io.kata/x", "other"]);
     }
 
+    /// CVE-2023-6476 was a prefix, CVE-2024-3154 an annotation by which systemd runs commands.
+    #[test]
+    fn v_o08_v_o09_an_annotation_passes_by_its_whole_name_only_and_by_default_none_does() {
+        let names = ["io.x.y", "io.x.y.evil", "io.x.yevil", "IO.X.Y", " io.x.y", "org.systemd.property.ExecStopPost"];
+        let annotations: StringMap = names.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect();
+        let passed = passed_on(&annotations, &["io.x.y".into()]);
+        assert_eq!(passed.keys().collect::<Vec<_>>(), ["io.x.y"]);
+        assert_eq!(passed_on(&annotations, &[]), HashMap::new());
+    }
+
     #[test]
     fn a_class_is_the_containers_own_or_the_pods_for_it_or_for_all() {
         let own = ("io.kubernetes.cri.blockio-class", "own");
