@@ -118,6 +118,7 @@ pub(crate) fn sandbox(config: &Config) -> Result<sandbox::Config, sandbox::Error
         selinux_categories: runtime.enable_selinux.then_some(runtime.selinux_category_range),
         cdi_spec_dirs: runtime.enable_cdi.then(|| runtime.cdi_spec_dirs.clone()),
         blockio_config_file: Some(config.blockio_config_file.clone()).filter(|file| *file != PathBuf::new()),
+        mounts: PathBuf::from("/proc/self/mounts"),
         rdt_config_file: Some(config.rdt_config_file.clone()).filter(|file| *file != PathBuf::new()),
         disable_apparmor: runtime.disable_apparmor,
         ignore_image_volumes: runtime.ignore_image_volumes,

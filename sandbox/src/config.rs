@@ -41,6 +41,8 @@ pub struct Config {
     pub blockio_config_file: Option<PathBuf>,
     /// `rdt_config_file`: classes of RDT, in goresctrl's format.
     pub rdt_config_file: Option<PathBuf>,
+    /// Where this host's mounts are listed, in the form of `/proc/self/mounts`.
+    pub mounts: PathBuf,
     /// Pods and containers get no AppArmor profile, and none may ask for one.
     pub disable_apparmor: bool,
     /// Make no volumes for what images declare as such (`VOLUME`).

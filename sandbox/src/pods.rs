@@ -84,8 +84,11 @@ impl Pods {
         let categories = config.selinux_categories;
         let selinux = tokio::task::spawn_blocking(move || categories.and_then(selinux::read));
         let selinux = selinux.await.map_err(|error| Error::failed("read the SELinux policy", error))?;
-        let (blocks, caches) = (config.blockio_config_file.clone(), config.rdt_config_file.clone());
-        let load = move || (blockio::Classes::load(blocks.as_deref()), rdt::of_host(caches.as_deref()));
+        let of = config.clone();
+        let load = move || {
+            let block_io = blockio::Classes::load(of.blockio_config_file.as_deref());
+            (block_io, rdt::of_host(of.rdt_config_file.as_deref(), &of.mounts))
+        };
         let loaded = tokio::task::spawn_blocking(load).await;
         let (block_io, rdt) = loaded.map_err(|error| Error::failed("read the classes of block IO and RDT", error))?;
         let world = Arc::new(World {

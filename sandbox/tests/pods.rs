@@ -9,9 +9,11 @@ use std::{sync::Arc, time::Duration};
 
 use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
 use windlass_sandbox::{
-    Error, Pods,
+    Config, Error, Pods,
     changes::ChangeKind,
-    model::{ContainerSpec, ContainerState, Id, PodResources, PodSpec, PodState, Resources, SecurityProfile},
+    model::{
+        ContainerSpec, ContainerState, Id, PodResources, PodSpec, PodState, Resources, SecurityProfile, StringMap,
+    },
 };
 
 struct Node {
@@ -405,4 +407,59 @@ async fn updated_resources_of_a_pod_are_shown_and_kept_and_a_retry_still_knows_t
     assert_eq!(shown(&pods), update);
     pods.remove(pod.as_str()).await.unwrap();
     machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
+async fn a_class_of_rdt_is_the_group_that_the_runtime_gets_or_a_refusal_that_names_it() {
+    let machine = Machine::new();
+    let dir = machine.dir.path();
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("rdt.yaml", "partitions: {p: {l3Allocation: 50%, classes: {gold: {l3Allocation: 50%}, system/default: }}}\n");
+    let without = fake::config(dir);
+    let with = Config { rdt_config_file: Some(dir.join("rdt.yaml")), ..without.clone() };
+    let mut lenient = with.clone();
+    lenient.handlers.get_mut("runc").unwrap().ignore_rdt = true;
+    let of_pod = |name: &str, class: &str| (format!("rdt.resources.beta.kubernetes.io/{name}"), class.to_owned());
+    let annotations: StringMap =
+        [of_pod("pod", "gold"), of_pod("container.root", "system/default"), of_pod("container.typo", "glod")].into();
+    // The group of each container, or why there is none.
+    let create = async |config: &Config, names: &[&str]| -> Vec<String> {
+        let pods = Process::new(&machine, Fault::default()).open_with(config.clone()).await;
+        let spec = PodSpec { annotations: annotations.clone(), ..pod_spec("web") };
+        let pod = pods.run(spec, image()).await.unwrap();
+        let mut groups = Vec::new();
+        for name in names {
+            groups.push(match pods.create_container(pod.as_str(), container_spec(name), image()).await {
+                Ok(id) => pods.container(id.as_str()).unwrap().oci_spec["linux"]["intelRdt"].to_string(),
+                Err(error) => error.chain().replace(&dir.display().to_string(), "DIR"),
+            });
+        }
+        pods.remove(pod.as_str()).await.unwrap();
+        pods.shutdown().await;
+        groups
+    };
+    let annotation = "annotation rdt.resources.beta.kubernetes.io/pod: RDT class \"gold\"";
+    let off = create(&without, &["app"]).await;
+    assert_eq!(off, [format!("{annotation}: no classes are configured on this node (rdt_config_file)")]);
+    let unable = create(&with, &["app"]).await;
+    assert!(
+        unable[0].starts_with(&format!("{annotation}: DIR/rdt.yaml is not usable: this host has no resctrl")),
+        "{unable:?}"
+    );
+    assert_eq!(create(&lenient, &["app"]).await, ["null"]);
+
+    write("mounts", &format!("resctrl {}/resctrl resctrl rw 0 0\n", dir.display()));
+    write("resctrl/info/L3/cbm_mask", "ff\n");
+    write("resctrl/info/L3/min_cbm_bits", "1\n");
+    write("resctrl/schemata", "L3:0=ff\n");
+    let groups = create(&lenient, &["app", "root", "typo"]).await;
+    let typo = "annotation rdt.resources.beta.kubernetes.io/container.typo: RDT class \"glod\": neither DIR/rdt.yaml nor \
+                DIR/resctrl has it; the file has gold, system/default";
+    assert_eq!(groups, [r#"{"closID":"gold"}"#, "null", typo]);
+    assert_eq!(std::fs::read_to_string(dir.join("resctrl/gold/schemata")).unwrap(), "L3:0=3\n");
+    machine.assert_clean("after the removes");
 }

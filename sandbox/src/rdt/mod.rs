@@ -54,9 +54,9 @@ pub(crate) enum Origin {
     Pod,
 }
 
-/// The classes of a file on this host. Blocks.
-pub(crate) fn of_host(file: Option<&Path>) -> Classes {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+/// The classes of a file on the host whose mounts are listed in another. Blocks.
+pub(crate) fn of_host(file: Option<&Path>, mounts: &Path) -> Classes {
+    let mounts = fs::read_to_string(mounts).unwrap_or_default();
     Classes::load(file, Resctrl::find(&mounts))
 }
 

@@ -260,6 +260,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         cdi_spec_dirs: Some(Vec::new()),
         blockio_config_file: None,
         rdt_config_file: None,
+        mounts: dir.join("mounts"),
         disable_apparmor: false,
         ignore_image_volumes: false,
         nri: None,
