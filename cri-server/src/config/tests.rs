@@ -398,3 +398,39 @@ fn image_verifiers_are_read_in_every_version() {
     let zero = "version = 2\n[plugins.\"io.containerd.image-verifier.v1.bindir\"]\nper_verifier_timeout = \"0\"\n";
     assert!(parsed(zero).unwrap_err().contains("must be more than 0"));
 }
+
+#[test]
+fn a_value_that_cannot_be_is_refused_by_its_key() {
+    let cri = |line: &str| format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n{line}\n");
+    let cni = |line: &str| format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\n{line}\n");
+    let table = [
+        ("root = \"/a\"\nstate = \"/a\"".to_owned(), "root and state must be two directories, both are /a"),
+        ("state = \"run\"".to_owned(), "state must be an absolute path, not \"run\""),
+        ("imports = \"conf.d\"".to_owned(), "imports must be an array of paths"),
+        ("oom_score = 99999999999".to_owned(), "oom_score is out of range: 99999999999"),
+        ("[debug]\nlevel = \"loud\"".to_owned(), "debug.level must be trace, debug, info, warn or error, not \"loud\""),
+        ("[debug]\nformat = \"xml\"".to_owned(), "debug.format must be text or json, not \"xml\""),
+        ("[grpc]\nmax_recv_message_size = -1".to_owned(), "grpc.max_recv_message_size is out of range: -1"),
+        (cri("stream_server_port = \"70000\""), "stream_server_port must be a port number in a string, not \"70000\""),
+        (cri("stream_idle_timeout = \"soon\""), "stream_idle_timeout must be a duration such as 5m0s, not \"soon\""),
+        (cri("image_pull_progress_timeout = \"5\""), "image_pull_progress_timeout must be a duration such as 5m0s"),
+        (cri("selinux_category_range = 1025"), "selinux_category_range must be 2 to 1024"),
+        (
+            cri("unset_seccomp_profile = \"none\""),
+            "unset_seccomp_profile must be empty, unconfined, runtime/default or",
+        ),
+        (cri("cdi_spec_dirs = [\"cdi\"]"), "cdi_spec_dirs must be absolute paths, not \"cdi\""),
+        (cri("enable_selinux = \"true\""), "enable_selinux must be true or false, not string \"true\""),
+        (cni("ip_pref = \"ipv5\""), "cni.ip_pref must be ipv4, ipv6 or cni, not \"ipv5\""),
+        (cni("bin_dirs = [\"/a\", \"b\"]"), "bin_dirs must be absolute paths, not \"b\""),
+        (cni("max_conf_num = -1"), "max_conf_num is out of range: -1"),
+        (
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"\"".to_owned(),
+            "default_runtime_name \"\" is not one of the configured runtimes: runc",
+        ),
+    ];
+    for (text, expected) in table {
+        let error = parsed(&text).unwrap_err();
+        assert!(error.ends_with(expected) || error.contains(expected), "{text}: {error}");
+    }
+}
