@@ -48,7 +48,9 @@ impl Client {
     pub async fn connect(socket: &Path) -> Result<Client, tonic::transport::Error> {
         let channel = channel(socket).await?;
         let images = ImageServiceClient::new(channel.clone());
-        Ok(Client { runtime: RuntimeServiceClient::new(channel), images })
+        // The kubelet's limit.
+        let runtime = RuntimeServiceClient::new(channel).max_decoding_message_size(16 << 20);
+        Ok(Client { runtime, images })
     }
 
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Answer<String> {

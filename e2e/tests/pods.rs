@@ -98,6 +98,13 @@ async fn privileged_exec_sync_gives_output_and_exit_code_and_kills_what_runs_too
     let expected = cri::ExecSyncResponse { stdout: b"out\n".into(), stderr: b"err\n".into(), exit_code: 3 };
     assert_eq!(answer, expected);
 
+    // What is too much for an answer is read and left out, and the command is not held up.
+    let much = client.exec(&app, &["head", "-c", "40000000", "/dev/zero"], 30).await.unwrap();
+    assert_eq!((much.stdout.len(), much.stderr.len(), much.exit_code), ((16 << 20) - 1024, 0, 0));
+    // A process that the command leaves behind, with its output in hand, holds up nobody.
+    let left = client.exec(&app, &["sh", "-c", "sleep 778 & echo hi"], 30).await.unwrap();
+    assert_eq!((left.stdout.as_slice(), left.exit_code), (&b"hi\n"[..], 0));
+
     let begin = Instant::now();
     let late = client.exec(&app, &["sh", "-c", "sleep 777 & sleep 777"], 1).await.unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
