@@ -41,6 +41,7 @@ mod request;
 mod seccomp;
 mod selinux;
 mod session;
+mod shared;
 mod signal;
 pub mod stats;
 mod store;

@@ -25,9 +25,9 @@ use crate::{
     machine::{ContainerPhase, ContainerVerb, Gate, PodPhase, PodVerb, Verdict, admit_pod},
     model::{Id, PodResources},
     ops,
-    pods::Shared,
     record::{self, ContainerRecord, PodRecord},
     request::{Reply, Request, Run},
+    shared::Shared,
     world::{Operation, World},
 };
 

@@ -1,26 +1,18 @@
-//! The registry of owners: which pod has which id and name, and whose inbox a request goes to.
+//! What the edges call: a method a verb, which asks the pod's owner and waits, and the published views.
 //!
 //! ```text
-//! Pods::verb(id) ──► index: id → inbox ──► owner task of the pod ──► answer
+//! Pods::verb(id) ──► index (shared.rs): id → inbox ──► owner task of the pod ──► answer
 //! Pods::pods()   ──► published views
 //! ```
 //!
 //! It decides nothing about a pod's state and performs no effect: a caller that drops a future here drops only its wait.
-//! The index's lock is held for a look-up, never across an await.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ::store::{Namespace, Store};
 use snapshotter::Snapshotter;
-use tokio::{
-    net::UnixListener,
-    sync::{Notify, mpsc},
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{net::UnixListener, sync::Notify};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, Error, Handler, Session, blockio,
@@ -34,15 +26,14 @@ use crate::{
     network::Network,
     node::{Node, ThisNode},
     nri::{LimitChange, Nri},
-    owner::Owner,
     paths::Paths,
     rdt,
     record::PodRecord,
-    recover::{self, Recovered},
-    request::{ContainerRequest, Create, Gone, INBOX, Inbox, Reply, Request, Run, ask},
+    recover,
+    request::{ContainerRequest, Create, Reply, Request, Run, ask},
     selinux,
+    shared::{Shared, found},
     store::Rows,
-    view::{Views, by_prefix},
     world::{Operation, World},
 };
 
@@ -91,7 +82,7 @@ impl Pods {
         };
         let loaded = tokio::task::spawn_blocking(load).await;
         let (block_io, rdt) = loaded.map_err(|error| Error::failed("read the classes of block IO and RDT", error))?;
-        let world = Arc::new(World {
+        let world = World {
             paths: Paths::new(&config),
             rows: Rows::new(store, config.namespace.clone()),
             boot: ::store::boot_id().map_err(|error| Error::failed("read the boot id", error))?,
@@ -106,15 +97,9 @@ impl Pods {
             host,
             selinux,
             discarded: Notify::new(),
-        });
-        let recovered = recover::all(&world).await?;
-        let shared = Arc::new(Shared {
-            world,
-            views: Views::default(),
-            closing: CancellationToken::new(),
-            index: Mutex::default(),
-            owners: TaskTracker::new(),
-        });
+        };
+        let shared = Shared::new(world);
+        let recovered = recover::all(&shared.world).await?;
         shared.owners.spawn(Arc::clone(&shared.world).free_discarded(shared.closing.clone()));
         let pods = recovered.iter().map(|recovered| &recovered.pod).filter(|pod| !pod.host_network());
         let pods = pods.map(|pod| (pod.id.clone(), pod.handler.clone())).collect();
@@ -345,157 +330,4 @@ fn read_host(config: &Config) -> Result<Host, Error> {
             .map_err(|error: std::num::ParseIntError| Error::failed(format!("parse {path}"), error))?;
     }
     Ok(host)
-}
-
-/// An unknown id, as the idempotent verbs see it: nothing to do. An ambiguous one stays an error.
-fn found<T>(looked_up: Result<T, Error>) -> Result<Option<T>, Error> {
-    match looked_up {
-        Ok(found) => Ok(Some(found)),
-        Err(Error::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// What the handles and the owners have in common.
-pub(crate) struct Shared {
-    world: Arc<World>,
-    pub(crate) views: Views,
-    /// Cancelled when the daemon shuts down: owners finish what runs and take nothing new.
-    pub(crate) closing: CancellationToken,
-    index: Mutex<Index>,
-    owners: TaskTracker,
-}
-
-#[derive(Default)]
-struct Index {
-    pods: BTreeMap<Id, Inbox>,
-    names: HashMap<String, Id>,
-    /// Which pod a container belongs to.
-    containers: BTreeMap<Id, Id>,
-    /// The SELinux levels that are taken.
-    levels: BTreeMap<Id, String>,
-}
-
-impl Shared {
-    /// The owner of the pod of this name, started now if there is none.
-    fn inbox_for(self: &Arc<Shared>, run: &Run) -> Result<Inbox, Error> {
-        self.check_open()?;
-        let name = run.spec.name.key();
-        let mut index = self.index();
-        if let Some(inbox) = index.names.get(&name).and_then(|id| index.pods.get(id)) {
-            return Ok(inbox.clone());
-        }
-        let id = Id::random().map_err(|source| Error::failed("make an id for the pod", source))?;
-        let mut pod = PodRecord::new(&self.world.config, &self.world.boot, id, run.clone())?;
-        let asked = run.spec.selinux.as_ref();
-        if let Some(asked) = asked {
-            selinux::check(asked, "selinux_options")?;
-        }
-        if let Some(policy) = &self.world.selinux {
-            pod.selinux_level = policy.level(asked, &index.levels.values().map(String::as_str).collect())?;
-        }
-        Ok(self.start_owner(&mut index, Owner::new(Arc::clone(&self.world), Arc::clone(self), pod.clone()), &pod))
-    }
-
-    /// Starts the owner of a pod that was recovered.
-    fn adopt(self: &Arc<Shared>, recovered: Recovered) {
-        let Recovered { pod, containers, shim } = recovered;
-        let created = containers.iter().filter(|container| container.state.is_some());
-        let created: Vec<Id> = created.map(|container| container.id.clone()).collect();
-        let owner = Owner::recovered(Arc::clone(&self.world), Arc::clone(self), pod.clone(), containers, shim);
-        let mut index = self.index();
-        for id in created {
-            index.containers.insert(id, pod.id.clone());
-        }
-        self.start_owner(&mut index, owner, &pod);
-    }
-
-    fn start_owner(&self, index: &mut Index, owner: Owner, pod: &PodRecord) -> Inbox {
-        let (inbox, requests) = mpsc::channel(INBOX);
-        index.names.insert(pod.spec.name.key(), pod.id.clone());
-        index.pods.insert(pod.id.clone(), inbox.clone());
-        index.levels.insert(pod.id.clone(), pod.selinux_level.clone());
-        self.owners.spawn(owner.run(requests));
-        inbox
-    }
-
-    pub(crate) fn add_container(&self, id: &Id, pod: &Id) {
-        self.index().containers.insert(id.clone(), pod.clone());
-    }
-
-    pub(crate) fn forget_container(&self, id: &Id) {
-        self.index().containers.remove(id);
-    }
-
-    /// Frees a removed pod's name and id. Nobody finds its owner after this.
-    pub(crate) fn forget_pod(&self, pod: &PodRecord) {
-        let mut index = self.index();
-        index.pods.remove(&pod.id);
-        index.levels.remove(&pod.id);
-        index.containers.retain(|_, of| *of != pod.id);
-        let name = pod.spec.name.key();
-        // Called again when the owner ends: by then the name may be another pod's.
-        if index.names.get(&name) == Some(&pod.id) {
-            index.names.remove(&name);
-        }
-    }
-
-    fn pod(&self, prefix: &str) -> Result<(Id, Inbox), Error> {
-        self.check_open()?;
-        let index = self.index();
-        by_prefix(&index.pods, "pod sandbox", prefix).map(|(id, inbox)| (id.clone(), inbox.clone()))
-    }
-
-    fn container(&self, prefix: &str) -> Result<(Id, Inbox), Error> {
-        self.check_open()?;
-        let index = self.index();
-        let (id, pod) = by_prefix(&index.containers, "container", prefix)?;
-        let inbox = index.pods.get(pod).ok_or_else(|| Error::NotFound { kind: "container", id: prefix.to_owned() })?;
-        Ok((id.clone(), inbox.clone()))
-    }
-
-    pub(crate) async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error> {
-        let Some((id, inbox)) = found(self.container(id))? else { return Ok(()) };
-        let stop = |reply| Request::Container(id, ContainerRequest::Stop(grace, reply));
-        self.gone_is_ok(ask(&inbox, stop).await)
-    }
-
-    pub(crate) async fn update_container(&self, id: &str, change: LimitChange) -> Result<(), Error> {
-        self.of_container(id, |reply| ContainerRequest::Update(Box::new(change), reply)).await
-    }
-
-    async fn of_container<T>(&self, id: &str, request: impl FnOnce(Reply<T>) -> ContainerRequest) -> Result<T, Error> {
-        let (id, inbox) = self.container(id)?;
-        let asked = ask(&inbox, |reply| Request::Container(id.clone(), request(reply))).await;
-        self.gone_is_missing("container", &id, asked)
-    }
-
-    fn check_open(&self) -> Result<(), Error> {
-        match self.closing.is_cancelled() {
-            true => Err(Error::Unavailable("the daemon is shutting down".into())),
-            false => Ok(()),
-        }
-    }
-
-    /// An owner that ended while it was asked has removed its pod, unless the daemon is shutting down.
-    fn gone_is_ok(&self, asked: Result<Result<(), Error>, Gone>) -> Result<(), Error> {
-        asked.unwrap_or_else(|Gone| self.check_open())
-    }
-
-    fn gone_is_missing<T>(
-        &self,
-        kind: &'static str,
-        id: &Id,
-        asked: Result<Result<T, Error>, Gone>,
-    ) -> Result<T, Error> {
-        asked.unwrap_or_else(|Gone| {
-            self.check_open()?;
-            Err(Error::NotFound { kind, id: id.to_string() })
-        })
-    }
-
-    fn index(&self) -> MutexGuard<'_, Index> {
-        // Each change of the index is one insert or remove after all that can fail, so a panic leaves it whole.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

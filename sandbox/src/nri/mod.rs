@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::pods::Shared;
+use crate::shared::Shared;
 
 mod config;
 mod events;

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, model::ContainerState, pods::Shared, world::Operation};
+use crate::{Error, model::ContainerState, shared::Shared, world::Operation};
 
 use super::{
     Hub, Nri,

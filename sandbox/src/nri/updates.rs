@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::future::join_all;
 
-use crate::{Error, model::Resources, pods::Shared};
+use crate::{Error, model::Resources, shared::Shared};
 
 use super::{
     Hub, limits,
