@@ -150,7 +150,10 @@ fn nri(nri: &Nri) -> Option<sandbox::nri::Config> {
 fn timeouts(runtime: &Runtime) -> sandbox::Timeouts {
     let defaults = sandbox::Timeouts::default();
     // Zero is containerd's "for ever", which would keep ExecSync from answering while anybody holds the pipe.
-    let drain = if runtime.drain_exec_sync.is_zero() { defaults.drain } else { runtime.drain_exec_sync };
+    let drain = match runtime.drain_exec_sync {
+        Duration::ZERO => defaults.drain,
+        limit => sandbox::Drain { limit, in_silence: true },
+    };
     sandbox::Timeouts { drain, ..defaults }
 }
 

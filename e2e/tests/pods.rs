@@ -125,6 +125,25 @@ async fn privileged_exec_sync_gives_output_and_exit_code_and_kills_what_runs_too
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_output_that_is_still_to_come_is_waited_for_as_long_as_configured() {
+    let mut node = TestNode::prepare().await;
+    node.settings.cri = "drain_exec_sync_io_timeout = \"6s\"\n".into();
+    node.boot().await;
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let pod_config = node.pod("drain");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let app = client.create(&pod, &container("app", BUSYBOX, &["sleep", "1000"]), &pod_config).await.unwrap();
+    client.start(&app).await.unwrap();
+    let answer = client.exec(&app, &["sh", "-c", "(sleep 2; echo late) & echo done"], 0).await.unwrap();
+    assert_eq!((answer.stdout, answer.exit_code), (b"done\nlate\n".to_vec(), 0));
+    let held = client.exec(&app, &["sh", "-c", "sleep 778 &"], 0).await.unwrap_err();
+    assert!(held.message().contains("failed to drain exec process within 6s"), "{held}");
+    node.remove_all_pods().await;
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_container_that_ignores_the_stop_signal_is_killed_after_its_grace() {
     let node = TestNode::start().await;
     let client = node.client();

@@ -198,8 +198,15 @@ pub struct Timeouts {
     /// The same of a pod in the middle of a start, stop or removal. Nobody can be served before, and what is not finished by
     /// then is left to the next stop or removal; a network plugin may take much longer.
     pub finish: Duration,
-    /// How long ExecSync waits for the end of output after the process ended.
-    pub drain: Duration,
+    pub drain: Drain,
+}
+
+/// How the rest of an exec's output is waited for that processes hold open which it left running.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    pub limit: Duration,
+    /// Until the limit, whatever the shim. Otherwise a second without output is the end of it on our shim.
+    pub in_silence: bool,
 }
 
 impl Default for Timeouts {
@@ -213,7 +220,7 @@ impl Default for Timeouts {
             recover: Duration::from_secs(60),
             // The kubelet calls a node not ready whose runtime has not answered for half a minute.
             finish: Duration::from_secs(10),
-            drain: Duration::from_secs(10),
+            drain: Drain { limit: Duration::from_secs(10), in_silence: false },
         }
     }
 }

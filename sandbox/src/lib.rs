@@ -52,7 +52,7 @@ mod view;
 mod volumes;
 mod world;
 
-pub use config::{Config, GenericOptions, Handler, RuncOptions, RuntimeOptions, Timeouts};
+pub use config::{Config, Drain, GenericOptions, Handler, RuncOptions, RuntimeOptions, Timeouts};
 pub use error::Error;
 pub use paths::CRI as CRI_DIRECTORY;
 pub use pods::Pods;

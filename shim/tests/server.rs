@@ -130,6 +130,26 @@ async fn privileged_an_exec_whose_child_keeps_the_pipe_still_ends() {
 }
 
 #[tokio::test]
+async fn privileged_the_output_of_a_held_exec_ends_with_the_last_who_holds_it_or_with_its_client() {
+    const HELD: &str = "attach://?hold=1";
+    let world = World::idle().await;
+    world.add_exec_to(HELD, "late", "(sleep 3; echo late) & echo done", false).await;
+    let stream = world.extension.attach(all(&world, "late")).await.unwrap();
+    world.task.start(&world.id, "late").await.unwrap();
+    assert_eq!(collect(stream.output).await, (b"done\nlate\n".to_vec(), Vec::new()));
+    world.task.delete(&world.id, "late").await.unwrap();
+
+    world.add_exec_to(HELD, "left", "sleep 903 & echo done", false).await;
+    let mut stream = world.extension.attach(all(&world, "left")).await.unwrap();
+    world.task.start(&world.id, "left").await.unwrap();
+    assert_eq!(stream.output.next().await.unwrap(), Some(Output::Stdout("done\n".into())));
+    world.task.wait(&world.id, "left").await.unwrap();
+    drop(stream);
+    let deleted = tokio::time::timeout(Duration::from_secs(8), world.task.delete(&world.id, "left")).await;
+    deleted.expect("nobody is left who waits for output").unwrap();
+}
+
+#[tokio::test]
 async fn privileged_an_exec_whose_client_left_is_not_blocked_by_its_output() {
     let world = World::idle().await;
     world.add_exec("e", "seq 1 100000; exit 5", false).await;

@@ -213,7 +213,7 @@ pub(crate) struct Runtime {
     pub(crate) disable_hugetlb: bool,
     /// They are left out where the host has no controller for them, which is an error otherwise.
     pub(crate) tolerate_missing_hugetlb: bool,
-    /// How long ExecSync waits for output that others than its command hold open; zero is the daemon's own limit.
+    /// How long an exec's output is waited for that others than its command hold open; zero is the daemon's own way.
     pub(crate) drain_exec_sync: Duration,
     /// Annotations for block IO and RDT classes are passed over instead of refused.
     pub(crate) ignore_blockio: bool,

@@ -42,7 +42,7 @@ async fn execute(
     abandoned: impl Future<Output = ()>,
 ) -> Result<ExecOutput, Error> {
     let request = StreamRequest { command, stdin: false, stdout: true, stderr: true, tty: false };
-    let (exec, stream) = Exec::start(clients, container, &request).await?;
+    let (exec, stream) = Exec::start(clients, container, &request, world.config.timeouts.drain).await?;
     // Held to the end: dropping the input would say that the attach is over.
     let _input = stream.stdin;
     let ended = finish(world, &exec, stream.output, timeout, abandoned).await;
@@ -82,10 +82,10 @@ async fn finish(
             }
         }
     };
+    let limit = world.config.timeouts.drain.limit;
     let (stdout, stderr) = match collected {
         Some(all) => all,
-        None => tokio::time::timeout(world.config.timeouts.drain, collecting).await.map_err(|_| {
-            let limit = world.config.timeouts.drain;
+        None => tokio::time::timeout(limit, collecting).await.map_err(|_| {
             Error::plain(format!(
                 "failed to drain exec process within {limit:?}: its io is still held by other processes"
             ))

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Error, Output,
+    config::Drain,
     launcher::Clients,
     model::{Id, StreamRequest},
     record::ContainerRecord,
@@ -36,10 +37,11 @@ impl Exec {
         clients: Clients,
         container: &ContainerRecord,
         request: &StreamRequest,
+        drain: Drain,
     ) -> Result<(Exec, AttachStream), Error> {
         let exec_id = Id::random().map_err(|error| Error::failed("make an id for the exec", error))?.to_string();
         let mut exec = Exec { clients, container: container.id.clone(), exec_id, pid: 0 };
-        match exec.open(container, request).await {
+        match exec.open(container, request, drain).await {
             Ok(stream) => Ok((exec, stream)),
             Err(error) => {
                 exec.delete().await;
@@ -48,8 +50,13 @@ impl Exec {
         }
     }
 
-    async fn open(&mut self, container: &ContainerRecord, request: &StreamRequest) -> Result<AttachStream, Error> {
-        let made = self.request(container, request).await?;
+    async fn open(
+        &mut self,
+        container: &ContainerRecord,
+        request: &StreamRequest,
+        drain: Drain,
+    ) -> Result<AttachStream, Error> {
+        let made = self.request(container, request, drain).await?;
         let (tasks, streams) = (&self.clients.tasks, &self.clients.streams);
         tasks.exec(&made).await.map_err(|status| self.failed("make", status))?;
         let to = attach_to(&self.container, &self.exec_id, request);
@@ -63,6 +70,7 @@ impl Exec {
         &self,
         container: &ContainerRecord,
         request: &StreamRequest,
+        drain: Drain,
     ) -> Result<task::ExecProcessRequest, Error> {
         let process = process(&container.oci_spec, &request.command, request.tty)
             .ok_or_else(|| Error::plain(format!("container {}: its OCI spec has no process", container.id)))?;
@@ -74,6 +82,7 @@ impl Exec {
             stdin: request.stdin,
             stdout: request.stdout,
             stderr: request.stderr,
+            hold: drain.in_silence,
         };
         let urls = self.clients.streams.prepare_exec(stdio).await;
         let urls = urls.map_err(|status| self.failed("prepare the streams of", status))?;

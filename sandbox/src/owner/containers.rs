@@ -145,7 +145,7 @@ impl Owner {
             },
             ContainerRequest::Attach(request, reply) => match self.running_container(&id) {
                 Ok((_, clients)) => {
-                    let drain = self.world.config.timeouts.drain;
+                    let drain = self.world.config.timeouts.drain.limit;
                     self.streams.spawn(ops::attach::run(clients, id, request, drain, reply));
                 }
                 Err(error) => answer(reply, Err(error)),

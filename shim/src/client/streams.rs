@@ -35,6 +35,9 @@ pub struct ExecStdio {
     pub stdin: bool,
     pub stdout: bool,
     pub stderr: bool,
+    /// Whether output that others than the exec's process hold open is waited for in silence too. A foreign shim does so
+    /// always, and ours of earlier versions never.
+    pub hold: bool,
 }
 
 /// What a shim is told of a process's stdio; empty is none.
@@ -90,9 +93,11 @@ impl Streams {
     pub async fn prepare_exec(&self, stdio: ExecStdio) -> Result<StdioUrls, Status> {
         match self {
             Self::Own(_) => {
-                let url = |wanted: bool| if wanted { "attach://".to_owned() } else { String::new() };
-                let stderr = url(stdio.stderr && !stdio.terminal);
-                Ok(StdioUrls { stdin: url(stdio.stdin), stdout: url(stdio.stdout), stderr })
+                let url = |wanted: bool, url: &str| if wanted { url.to_owned() } else { String::new() };
+                // A shim of an earlier version does not look at what it does not know.
+                let output = if stdio.hold { "attach://?hold=1" } else { "attach://" };
+                let stderr = url(stdio.stderr && !stdio.terminal, output);
+                Ok(StdioUrls { stdin: url(stdio.stdin, "attach://"), stdout: url(stdio.stdout, output), stderr })
             }
             Self::Fifos(fifos) => fifos.prepare_exec(stdio).await,
         }

@@ -12,7 +12,7 @@ use crate::proto::extension::{AttachInput, AttachOpen, AttachOutput, attach_inpu
 use crate::stdio::{Stream as Output, hub::Chunk};
 use crate::ttrpc::{Code, Receiver, Sender, Status, Stream};
 
-use super::io::Outlet;
+use super::io::{Outlet, ended_or_gone};
 use super::tasks::{Found, Tasks};
 
 pub(crate) async fn attach(tasks: &Tasks, mut stream: Stream) -> Result<(), Status> {
@@ -31,7 +31,13 @@ pub(crate) async fn attach(tasks: &Tasks, mut stream: Stream) -> Result<(), Stat
         delivered = &mut delivering => delivered,
         fed = &mut feeding => {
             fed?;
-            delivering.await
+            let mut ended = process.ended();
+            tokio::select! {
+                biased;
+                // The client has said that it is over, and only what the process left running could still write.
+                () = ended_or_gone(&mut ended) => Ok(()),
+                delivered = &mut delivering => delivered,
+            }
         }
     }
 }

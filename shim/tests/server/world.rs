@@ -89,6 +89,10 @@ impl World {
     }
 
     pub(crate) async fn add_exec(&self, exec_id: &str, script: &str, terminal: bool) {
+        self.add_exec_to("attach://", exec_id, script, terminal).await;
+    }
+
+    pub(crate) async fn add_exec_to(&self, output: &str, exec_id: &str, script: &str, terminal: bool) {
         let process =
             json!({"cwd": "/", "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
         let request = task::ExecProcessRequest {
@@ -96,8 +100,8 @@ impl World {
             exec_id: exec_id.to_owned(),
             terminal,
             stdin: "attach://".to_owned(),
-            stdout: "attach://".to_owned(),
-            stderr: if terminal { String::new() } else { "attach://".to_owned() },
+            stdout: output.to_owned(),
+            stderr: if terminal { String::new() } else { output.to_owned() },
             spec: Some(Any { type_url: "process".to_owned(), value: process.to_string().into_bytes() }),
         };
         self.task.exec(&request).await.unwrap();

@@ -181,8 +181,8 @@ async fn an_exec_has_fifos_of_its_own_which_go_with_it() {
     let bundle = tempfile::tempdir().unwrap();
     let (fifos, shim) = fifos();
     fifos.prepare(stdio(bundle.path())).await.unwrap();
-    let exec =
-        ExecStdio { id: "c".into(), exec_id: "e".into(), stdin: true, stdout: true, stderr: true, terminal: false };
+    let id = || ("c".to_owned(), "e".to_owned());
+    let exec = ExecStdio { id: id().0, exec_id: id().1, stdin: true, stdout: true, stderr: true, ..Default::default() };
     let urls = fifos.prepare_exec(exec).await.unwrap();
     let to = AttachTo { id: "c".into(), exec_id: "e".into(), ..AttachTo::default() };
     let mut attached = fifos.attach(&to).await.unwrap();

@@ -1,7 +1,7 @@
 //! One direction, one stream: from the container's descriptor to a [`Sink`].
 //!
 //! Byte-exact, in order, unbuffered. An exec whose process has ended while a descendant still holds its pipe gets one
-//! more second for each further byte; what was written before that is always delivered.
+//! more second for each further byte, or as long as its reader wants; what was written before that is always delivered.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -30,6 +30,8 @@ pub(super) enum Sink {
     Single {
         stream: Stream,
         sender: mpsc::Sender<Chunk>,
+        /// Silence does not end it, but whoever reads it.
+        hold: bool,
     },
     Cri(Box<CriSink>),
 }
@@ -65,7 +67,7 @@ impl Sink {
                 let _ = file.write_all(bytes);
                 true
             }
-            Self::Single { stream, sender } => {
+            Self::Single { stream, sender, .. } => {
                 let chunk = Chunk { stream: *stream, bytes: Bytes::copy_from_slice(bytes) };
                 sender.send(chunk).await.is_ok()
             }
@@ -82,13 +84,6 @@ impl Sink {
     fn finish(&mut self) {
         if let Self::Cri(cri) = self {
             cri.finish();
-        }
-    }
-
-    fn ends_when_quiet(&self) -> bool {
-        match self {
-            Self::Single { .. } | Self::Discard => true,
-            Self::Fifo(_) | Self::File(_) | Self::Cri(_) => false,
         }
     }
 }
@@ -120,10 +115,17 @@ pub(super) async fn copy(
     sink.finish();
 }
 
+/// Resolves when nobody is served by going on.
 async fn quiet(sink: &Sink, ended: &mut watch::Receiver<bool>) {
-    if !sink.ends_when_quiet() {
-        return std::future::pending().await;
+    match sink {
+        Sink::Fifo(_) | Sink::File(_) | Sink::Cri(_) => std::future::pending().await,
+        Sink::Single { sender, hold: true, .. } => {
+            ended_or_gone(ended).await;
+            sender.closed().await;
+        }
+        Sink::Single { hold: false, .. } | Sink::Discard => {
+            ended_or_gone(ended).await;
+            tokio::time::sleep(QUIET).await;
+        }
     }
-    ended_or_gone(ended).await;
-    tokio::time::sleep(QUIET).await;
 }

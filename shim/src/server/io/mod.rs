@@ -191,7 +191,8 @@ struct Plan<'a> {
 impl<'a> Plan<'a> {
     fn new(input: &Input, outputs: &[Output], context: &'a IoContext) -> Self {
         let hub = outputs.iter().any(|output| matches!(output, Output::CriLog { .. })).then(Arc::default);
-        let attached = outputs.contains(&Output::Attach) || matches!(input, Input::Attach { .. });
+        let attaches = |output: &Output| matches!(output, Output::Attach { .. });
+        let attached = outputs.iter().any(attaches) || matches!(input, Input::Attach { .. });
         let single = (hub.is_none() && attached).then(|| mpsc::channel(EXEC_CHUNKS));
         Self { log: None, hub, single, context }
     }
@@ -201,8 +202,8 @@ impl<'a> Plan<'a> {
             Output::Null => return Ok(None),
             Output::Fifo(path) => return Sink::open_existing(path),
             Output::File(path) => Sink::create(path)?,
-            Output::Attach => match &self.single {
-                Some((sender, _)) => Sink::Single { stream, sender: sender.clone() },
+            Output::Attach { hold } => match &self.single {
+                Some((sender, _)) => Sink::Single { stream, sender: sender.clone(), hold: *hold },
                 None => Sink::Discard,
             },
             Output::CriLog { path, max_line } => {

@@ -36,8 +36,11 @@ pub(crate) enum Output {
         path: Option<PathBuf>,
         max_line: usize,
     },
-    /// Handed to the one Attach stream of an exec, with back-pressure.
-    Attach,
+    /// Handed to the one Attach stream of an exec, with back-pressure. `hold`: for as long as anybody may still write, and
+    /// not only while it comes, once the exec's process has ended.
+    Attach {
+        hold: bool,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +67,7 @@ pub(crate) fn parse_output(url: &str) -> Result<Output, UnknownStdio> {
         "" | "fifo" => Ok(Output::Fifo(PathBuf::from(rest))),
         "file" => Ok(Output::File(PathBuf::from(query(rest).0))),
         "cri" => Ok(parse_cri(rest)),
-        "attach" => Ok(Output::Attach),
+        "attach" => Ok(Output::Attach { hold: query(rest).1.any(|(key, value)| (key, value) == ("hold", "1")) }),
         _ => Err(UnknownStdio { stream: "output", url: url.to_owned() }),
     }
 }
@@ -123,7 +126,8 @@ mod tests {
             ("/run/f", Output::Fifo("/run/f".into())),
             ("fifo:///run/f", Output::Fifo("/run/f".into())),
             ("file:///var/a.log", Output::File("/var/a.log".into())),
-            ("attach://", Output::Attach),
+            ("attach://", Output::Attach { hold: false }),
+            ("attach://?hold=1", Output::Attach { hold: true }),
             ("cri:///var/0.log?max_line=100", log(Some("/var/0.log"), 100)),
             ("cri:///var/0.log?max_line=0", log(Some("/var/0.log"), usize::MAX)),
             ("cri://?max_line=16384", log(None, 16384)),
