@@ -8,6 +8,7 @@
 //! and opened its streams; then the process belongs to the session's task. Served without TLS on the loopback address
 //! unless configured otherwise, because whoever has a token needs no other right.
 
+mod hang_up;
 mod port_forward;
 mod remote_command;
 mod server;

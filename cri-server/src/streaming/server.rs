@@ -31,7 +31,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Action, Shared, port_forward,
+    Action, Shared,
+    hang_up::HangUp,
+    port_forward,
     remote_command::{self, Version},
     spdy::{Connection, Limits},
     websocket::{self, command::Protocol, ports, tunnel},
@@ -43,7 +45,8 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: &TcpListener, stop: Can
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((socket, _)) => {
-                let server = Server { shared: shared.clone(), tasks: tasks.clone(), stop: stop.clone() };
+                let (shared, tasks_of_it, stop) = (shared.clone(), tasks.clone(), stop.clone());
+                let server = Server { shared, tasks: tasks_of_it, stop, client: None };
                 tasks.spawn(server.connection(socket));
             }
             Err(error) => {
@@ -82,6 +85,8 @@ struct Server {
     shared: Arc<Shared>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Of this connection.
+    client: Option<Arc<HangUp>>,
 }
 
 /// What the upgraded connection is for.
@@ -109,9 +114,13 @@ enum Session {
 }
 
 impl Server {
-    async fn connection(self, socket: TcpStream) {
+    async fn connection(mut self, socket: TcpStream) {
         if let Err(error) = keep_alive(&socket) {
             tracing::debug!(%error, "cannot set up a streaming connection; the client has probably left");
+        }
+        match HangUp::of(&socket) {
+            Ok(client) => self.client = Some(Arc::new(client)),
+            Err(error) => tracing::warn!(%error, "cannot watch a streaming connection"),
         }
         let Some(acceptor) = self.shared.tls.clone() else { return self.http(socket).await };
         let shaking = timeout(HEAD, acceptor.accept(socket));
@@ -234,8 +243,18 @@ impl Server {
                 Err(error) => tracing::debug!(%error, "a streaming client left before its upgrade"),
             }
         };
-        // When the daemon stops, sessions are cut: what they run is ended by the pods' owners.
-        self.stop.run_until_cancelled(served).await;
+        let left = async {
+            match &self.client {
+                Some(client) => client.noticed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = served => {}
+            () = left => tracing::debug!("a streaming client left with input that nothing reads"),
+            // When the daemon stops, sessions are cut: what they run is ended by the pods' owners.
+            () = self.stop.cancelled() => {}
+        }
     }
 
     async fn upgraded(&self, upgraded: Upgraded, session: Session) {

@@ -238,6 +238,21 @@ async fn a_client_that_leaves_ends_all_ends_of_the_process() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_with_more_input_than_the_process_reads_ends_it_too() {
+    let mut world = world().await;
+    let url = world.streaming.exec(id(), request(&["sleep"], "io", false)).unwrap();
+    let mut client = upgrade(&url, &[V4]).await;
+    open(&mut client, "error").await;
+    let stdin = open(&mut client, "stdin").await;
+    open(&mut client, "stdout").await;
+    world.start.notify_one();
+    let far = world.started.recv().await.unwrap();
+    client.data(stdin, vec![0; 1 << 20], false).await;
+    drop(client);
+    tokio::time::timeout(Duration::from_secs(60), far.output.closed()).await.expect("the session goes on");
+}
+
+#[tokio::test]
 async fn a_client_without_negotiation_speaks_version_1() {
     let mut world = world().await;
     let url = world.streaming.exec(id(), request(&["false"], "o", true)).unwrap();
