@@ -32,7 +32,8 @@ pub fn text(lines: &[LogLine], stream: &str) -> String {
     of_stream.fold(String::new(), |text, line| text + &line.text + if line.tag == "F" { "\n" } else { "" })
 }
 
-fn parse(line: &str) -> LogLine {
+/// One line, or a panic that shows it.
+pub fn parse(line: &str) -> LogLine {
     let mut parts = line.splitn(4, ' ');
     let mut next = || parts.next().unwrap_or_else(|| panic!("not a CRI log line: {line:?}")).to_owned();
     let (time, stream, tag, text) = (next(), next(), next(), next());

@@ -2,7 +2,8 @@
 //!
 //! Both streams write through one [`CriLog`], whole records at a time in one write on an O_APPEND descriptor, so
 //! records never interleave and a reader of the old file after a rename sees no torn line. A failed write loses its
-//! records and nothing else: the container is never blocked by its log.
+//! records and nothing else: the container is never blocked by its log, and what a full disk took half of is a line of its
+//! own.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,15 +16,24 @@ use jiff::tz::TimeZone;
 
 pub(crate) struct CriLog {
     path: PathBuf,
-    /// The descriptor that records go to, and whether the last write failed, so that an outage is told once.
-    file: Mutex<(File, bool)>,
+    file: Mutex<Appender<File>>,
     /// Where an outage is told.
     say: fn(&str),
 }
 
+/// The descriptor that records go to, and what became of the last write.
+struct Appender<W> {
+    to: W,
+    /// It failed: an outage is told once.
+    failing: bool,
+    /// What is there ends in the middle of a record.
+    torn: bool,
+}
+
 impl CriLog {
     pub(crate) fn open(path: &Path, say: fn(&str)) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: Mutex::new((open(path)?, false)), say })
+        let file = Appender { to: open(path)?, failing: false, torn: false };
+        Ok(Self { path: path.to_owned(), file: Mutex::new(file), say })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -33,21 +43,55 @@ impl CriLog {
     /// Goes on in a new file of the same name. On an error the old one stays in use.
     pub(crate) fn reopen(&self) -> io::Result<()> {
         let new = open(&self.path)?;
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = (new, false);
+        // Who reopens without renaming goes on in the same file.
+        let empty = new.metadata()?.len() == 0;
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let torn = file.torn && !empty;
+        *file = Appender { to: new, failing: false, torn };
         Ok(())
     }
 
     pub(crate) fn write(&self, records: &[u8]) {
-        let mut guard = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let (file, failing) = &mut *guard;
-        match file.write_all(records) {
-            Ok(()) => *failing = false,
-            Err(error) if !*failing => {
-                *failing = true;
-                (self.say)(&format!("cannot write {}: {error}; its lines are lost", self.path.display()));
-            }
-            Err(_) => {}
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_failing = file.failing;
+        if let Err(error) = file.append(records)
+            && !was_failing
+        {
+            (self.say)(&format!("cannot write {}: {error}; its lines are lost", self.path.display()));
         }
+    }
+}
+
+impl<W: Write> Appender<W> {
+    /// Writes whole records, on a line of their own.
+    fn append(&mut self, records: &[u8]) -> io::Result<()> {
+        let written = self.end_torn().and_then(|()| self.put(records));
+        self.failing = written.is_err();
+        written
+    }
+
+    fn end_torn(&mut self) -> io::Result<()> {
+        if self.torn {
+            self.to.write_all(b"\n")?;
+            self.torn = false;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, records: &[u8]) -> io::Result<()> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            match self.to.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.torn = rest[count - 1] != b'\n';
+                    rest = &rest[count..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -93,6 +137,48 @@ mod tests {
         log.reopen().unwrap_err();
         log.write(b"kept\n");
         assert_eq!(std::fs::read_to_string(dir.path().join("moved/0.log")).unwrap(), "kept\n");
+    }
+
+    /// A disk with so much room, that gets more from time to time.
+    struct Disk {
+        held: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.room == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let count = bytes.len().min(self.room);
+            self.held.extend_from_slice(&bytes[..count]);
+            self.room -= count;
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_full_disk_took_half_of_spoils_no_other_line() {
+        let check = |room: usize, expected: &str| {
+            let to = Disk { held: Vec::new(), room };
+            let mut log = Appender { to, failing: false, torn: false };
+            for (records, more) in
+                [("first F 1\nfirst F 2\n", 0), ("lost\n", 100), ("later F 1\n", 0), ("later F 2\n", 0)]
+            {
+                // Each failure is an outage of its own here.
+                drop(log.append(records.as_bytes()));
+                log.to.room += more;
+            }
+            assert_eq!(String::from_utf8(log.to.held).unwrap(), expected, "room for {room} bytes");
+        };
+        check(20, "first F 1\nfirst F 2\nlater F 1\nlater F 2\n");
+        check(15, "first F 1\nfirst\nlater F 1\nlater F 2\n");
+        check(10, "first F 1\nlater F 1\nlater F 2\n");
+        check(0, "later F 1\nlater F 2\n");
     }
 
     #[test]
