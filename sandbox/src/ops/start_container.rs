@@ -19,16 +19,20 @@ use crate::{
 };
 
 /// Starts the container and answers its pid, or ends what there is of it. Its file system stays for the remove.
+///
+/// `target`: whether the container lives whose PID namespace this one joins.
 pub(crate) async fn run(
     world: Arc<World>,
     pod: PodRecord,
     mut container: ContainerRecord,
+    target: Result<(), Error>,
     shim: Arc<dyn Shim>,
     operation: Operation,
 ) -> Result<i32, Error> {
     let task = new_task(&world, &pod, &container);
     take_over_log(&world, &container).await;
     let starting = async {
+        target?;
         let (creating, starting, id) = (Arc::clone(&shim), Arc::clone(&shim), container.id.clone());
         operation.step(async move { creating.create(task).await }).await?;
         world.nri.start_container(&operation, &pod, &container).await?;

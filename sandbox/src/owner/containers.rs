@@ -9,7 +9,7 @@ use crate::{
     Error,
     launcher::Clients,
     machine::{ContainerPhase, ContainerVerb, Gate, Refusal, Verdict, admit_container},
-    model::{ContainerState, Id, NamespaceMode},
+    model::{ContainerSpec, ContainerState, Id, NamespaceMode},
     nri::LimitChange,
     ops,
     ops::{
@@ -64,7 +64,7 @@ impl Owner {
     }
 
     async fn begin_create(&mut self, id: Id, create: Create, reply: Reply<Id>) {
-        let target_pid = match self.target_pid(&create) {
+        let target_pid = match self.target_pid(&create.spec) {
             Ok(target_pid) => target_pid,
             Err(error) => return answer(reply, Err(error)),
         };
@@ -89,8 +89,8 @@ impl Owner {
     }
 
     /// The process whose PID namespace the container joins, if it asks for one.
-    fn target_pid(&self, create: &Create) -> Result<Option<i32>, Error> {
-        let namespaces = &create.spec.namespaces;
+    fn target_pid(&self, spec: &ContainerSpec) -> Result<Option<i32>, Error> {
+        let namespaces = &spec.namespaces;
         if namespaces.pid != NamespaceMode::Target {
             return Ok(None);
         }
@@ -162,8 +162,11 @@ impl Owner {
                 let Some(operation) = self.begin_container(&id, ContainerVerb::Start, reply).await else { return };
                 let (world, pod) = (Arc::clone(&self.world), self.pod.clone());
                 let Some(record) = self.containers.get(&id).map(|container| container.record.clone()) else { return };
+                // The spec names a process of the target by its id, which may be another process's by now.
+                let target = self.target_pid(&record.spec).map(drop);
                 self.spawn(Some(id.clone()), async move {
-                    Ended::Started(id, ops::start_container::run(world, pod, record, shim, operation).await)
+                    let start = ops::start_container::run(world, pod, record, target, shim, operation);
+                    Ended::Started(id, start.await)
                 });
             }
             Verdict::Join => self.join_container(&id, Waiter::Done(reply)),
