@@ -191,7 +191,9 @@ async fn privileged_a_container_is_restored_with_its_files_and_nothing_else_of_i
     assert_eq!(again, app, "a retry is the same container");
     let status = client.status(&app).await.unwrap();
     assert_eq!(status.state(), cri::ContainerState::ContainerCreated);
-    assert_eq!(status.image_id, world.node.registry.busybox.id);
+    let base = &world.node.registry.busybox;
+    assert_eq!(status.image_id, base.id);
+    assert_eq!(status.image_ref, format!("docker.io/library/busybox@{}", base.digest));
     assert_eq!(status.image.unwrap().image, BUSYBOX);
     assert!(status.created_at > 0 && status.started_at == 0);
     assert_eq!((status.labels.len(), status.annotations.len()), (0, 0));
@@ -366,7 +368,9 @@ async fn privileged_a_checkpoint_is_restored_from_an_image_as_well() {
     client.pull(name).await.unwrap();
     let app = world.create(name).await.unwrap();
     let status = client.status(&app).await.unwrap();
-    assert_eq!(status.image_id, world.node.registry.busybox.id);
+    let base = &world.node.registry.busybox;
+    assert_eq!(status.image_id, base.id);
+    assert_eq!(status.image_ref, format!("docker.io/library/busybox@{}", base.digest));
     client.start(&app).await.unwrap();
     world.spoken().await;
     client.stop(&app, 0).await.unwrap();

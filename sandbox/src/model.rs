@@ -59,13 +59,22 @@ impl fmt::Display for Id {
 }
 
 /// An image as the image service resolved it, handed over by value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Image {
-    /// What the client asked for (`ContainerConfig.image.image`).
+    /// What the client asked for (`ContainerConfig.image.image`): the kubelet asks for an id.
     pub requested: String,
+    /// What the pod's author wrote (`ImageSpec.user_specified_image`), if the client told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user_specified: String,
+    /// `ImageSpec.annotations`.
+    #[serde(default, skip_serializing_if = "StringMap::is_empty")]
+    pub annotations: StringMap,
+    /// `ImageSpec.runtime_handler`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runtime_handler: String,
     /// Digest of the image's configuration, `sha256:…`: CRI's image id.
     pub id: String,
-    /// First repository tag, else the id: what `ContainerStatus.image.image` shows.
+    /// What `ContainerStatus.image.image` shows: the tag that was asked for, else another of the image's names, else its id.
     pub name: String,
     /// `repository@digest` that it was pulled as, else the id: what `ContainerStatus.image_ref` shows, and the kubelet as a
     /// container's `imageID`.
@@ -458,6 +467,8 @@ pub struct ContainerView {
     /// Absolute, if the container has a log.
     pub log_path: Option<PathBuf>,
     pub user: ContainerUser,
+    /// It is being removed.
+    pub removing: bool,
     /// The container's OCI spec, for verbose status.
     pub oci_spec: serde_json::Value,
 }

@@ -241,6 +241,7 @@ impl ContainerRecord {
             created_at: self.created_at,
             log_path: self.log_path.clone(),
             user: self.user.clone(),
+            removing: self.intent == Some(ContainerVerb::Remove),
             oci_spec: self.oci_spec.clone(),
         })
     }

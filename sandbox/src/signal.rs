@@ -45,6 +45,12 @@ pub(crate) fn parse(text: &str) -> Result<i32, Error> {
     if let Some(number) = real_time(name) {
         return (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number).ok_or_else(invalid);
     }
+    let name = match name {
+        "CLD" => "CHLD",
+        "IOT" => "ABRT",
+        "POLL" => "IO",
+        name => name,
+    };
     let signal: nix::sys::signal::Signal = format!("SIG{name}").parse().map_err(|_| invalid())?;
     Ok(signal as i32)
 }
@@ -69,6 +75,7 @@ mod tests {
         assert_eq!(check("9"), Some(9));
         assert_eq!(check("SIGRTMIN+3"), Some(37));
         assert_eq!(check("RTMAX-1"), Some(63));
+        assert_eq!([check("SIGCLD"), check("SIGIOT"), check("SIGPOLL")], [Some(17), Some(6), Some(29)]);
         for wrong in ["", "0", "65", "SIGNOPE", "SIGRTMIN+40", "RTMAX+1", "RTMIN+99999999999"] {
             assert_eq!(check(wrong), None, "{wrong}");
         }

@@ -9,11 +9,7 @@ use std::{
 };
 
 use api::cri;
-use sandbox::{
-    checkpoint::Checkpoint,
-    model::{ContainerState, ContainerView},
-};
-use serde_json::json;
+use sandbox::{checkpoint::Checkpoint, model::ContainerView};
 use tonic::Status;
 
 use super::{
@@ -34,12 +30,13 @@ impl Cri {
         let pod = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
         required(request.sandbox_config, "sandbox_config")?;
         let images = |name: &str| self.images.resolve(&self.namespace, name);
-        let (mut spec, image) = parse_container(required(request.config, "config")?, &images)?;
+        let (mut spec, requested) = parse_container(required(request.config, "config")?, &images)?;
         spec.seccomp = self.seccomp_of(spec.seccomp)?;
-        let found = images(&image);
-        let (found, restore) = match self.checkpoint_of(&image, found.clone()).await? {
-            Some(archive) => self.base_of(&image, archive).await.map(|(base, restore)| (base, Some(restore)))?,
-            None => (found.ok_or_else(|| absent(&image))?, None),
+        let name = &requested.image;
+        let found = images(name);
+        let (found, restore) = match self.checkpoint_of(name, found.clone()).await? {
+            Some(archive) => self.base_of(name, archive).await.map(|(base, restore)| (base, Some(restore)))?,
+            None => (found.ok_or_else(|| absent(name))?, None),
         };
         // A pod that is not there is refused with the rest of what its owner looks at.
         if let Ok(pod) = self.pods.pod(&pod) {
@@ -48,7 +45,7 @@ impl Cri {
                 self.unpack_for(&image, Some(&pod.snapshotter), &pod.spec.handler).await?;
             }
         }
-        let image = to_sandbox_image(&found, image);
+        let image = to_sandbox_image(&found, requested);
         let created = match restore {
             Some(restore) => self.pods.restore_container(&pod, spec, image, restore).await,
             None => self.pods.create_container(&pod, spec, image).await,
@@ -142,26 +139,6 @@ impl Cri {
             status: Some(to_container_status(&container)),
             info: if request.verbose { self.container_info(&container) } else { HashMap::new() },
         })
-    }
-
-    /// The keys under `info` that tools read of containerd's verbose status.
-    fn container_info(&self, container: &ContainerView) -> HashMap<String, String> {
-        let pid = match &container.state {
-            ContainerState::Running { pid, .. } => *pid,
-            ContainerState::Created | ContainerState::Exited { .. } | ContainerState::Unknown => 0,
-        };
-        let pod = self.pods.pod(container.pod.as_str()).ok();
-        let pod = pod.as_deref();
-        let info = json!({
-            "sandboxID": container.pod.as_str(),
-            "pid": pid,
-            "removing": false,
-            "snapshotKey": container.id.as_str(),
-            "snapshotter": pod.map_or(&self.config.images.snapshotter, |pod| &pod.snapshotter),
-            "config": container.spec,
-            "runtimeSpec": container.oci_spec,
-        });
-        HashMap::from([("info".to_owned(), info.to_string())])
     }
 }
 

@@ -10,6 +10,7 @@ mod events;
 mod exec;
 mod image_service;
 mod images;
+mod info;
 mod list;
 mod metrics;
 mod node;

@@ -9,26 +9,32 @@ use std::{
 use ::image_service::images::{Image, PullRequest};
 use api::cri;
 use sandbox::{
-    model::{PodResources, PodView, SecurityProfile},
+    model::{NamespaceMode, PodResources, PodSpec, PodView, SecurityProfile},
     netns,
 };
-use serde_json::json;
 use tonic::Status;
 
 use super::{
     Cri,
     containers::images_of,
     convert::{
-        image::to_sandbox_image,
+        image::{Requested, to_sandbox_image},
         invalid, parse_name, parse_resources,
         pod::parse_pod,
         required,
         security::parse_profile,
         status::{to_container_status, to_pod_status},
-        to_nanoseconds, to_resources_json,
+        to_nanoseconds,
     },
     errors::{pull_status, sandbox_status},
 };
+
+/// The annotation by which pods asked for a runtime that isolates them better, before Kubernetes had runtime classes. Such a
+/// pod must not run with less than it asks for because nobody reads it any more.
+const UNTRUSTED: &str = "io.kubernetes.cri.untrusted-workload";
+
+/// The handler that an untrusted pod gets (containerd's `RuntimeUntrusted`).
+const UNTRUSTED_HANDLER: &str = "untrusted";
 
 impl Cri {
     pub(super) async fn run_pod(
@@ -36,12 +42,13 @@ impl Cri {
         request: cri::RunPodSandboxRequest,
     ) -> Result<cri::RunPodSandboxResponse, Status> {
         let mut spec = parse_pod(required(request.config, "config")?, request.runtime_handler)?;
+        demand_isolation(&mut spec)?;
         if !spec.handler.is_empty() {
             self.pods.handler(&spec.handler).map_err(|error| invalid("runtime_handler", error))?;
         }
         spec.seccomp = self.seccomp_of(spec.seccomp)?;
         let pause = self.pause_image(&spec.handler).await?;
-        let image = to_sandbox_image(&pause, self.config.images.pause_image.clone());
+        let image = to_sandbox_image(&pause, Requested::by_name(self.config.images.pause_image.clone()));
         let id = self.pods.run(spec, image).await.map_err(sandbox_status)?;
         Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
     }
@@ -151,32 +158,68 @@ impl Cri {
             timestamp: to_nanoseconds(SystemTime::now()),
         })
     }
-
-    /// The keys under `info` that tools read of containerd's verbose status.
-    fn pod_info(&self, pod: &PodView) -> HashMap<String, String> {
-        let runtime = &self.config.runtime;
-        let name = if pod.spec.handler.is_empty() { &runtime.default_handler } else { &pod.spec.handler };
-        let handler = runtime.handlers.get(name);
-        let info = json!({
-            "pid": pod.pid.unwrap_or_default(),
-            "processStatus": if pod.pid.is_some() { "running" } else { "deleted" },
-            "netNamespaceClosed": network_is_gone(pod),
-            "image": pod.image.requested,
-            "snapshotKey": pod.id.as_str(),
-            "snapshotter": pod.snapshotter,
-            "runtimeHandler": pod.spec.handler,
-            "runtimeType": handler.map(|handler| &handler.runtime_type),
-            "config": pod.spec,
-            "overhead": pod.resources.overhead.as_ref().map(to_resources_json),
-            "resources": pod.resources.resources.as_ref().map(to_resources_json),
-            "runtimeSpec": pod.oci_spec,
-            "cniResult": pod.cni_result,
-        });
-        HashMap::from([("info".to_owned(), info.to_string())])
-    }
 }
 
 /// Whether the pod's network namespace is not pinned any more: the pod was stopped, or somebody has taken the mount away.
-fn network_is_gone(pod: &PodView) -> bool {
+pub(super) fn network_is_gone(pod: &PodView) -> bool {
     pod.netns.as_deref().is_some_and(|netns| !netns::is_pinned(netns))
+}
+
+/// Gives a pod that says it is untrusted the handler for such pods, or refuses what that could not keep apart.
+fn demand_isolation(spec: &mut PodSpec) -> Result<(), Status> {
+    if spec.annotations.get(UNTRUSTED).is_none_or(|value| value != "true") {
+        return Ok(());
+    }
+    let field = format!("config.annotations.{UNTRUSTED}");
+    if !["", UNTRUSTED_HANDLER].contains(&spec.handler.as_str()) {
+        let what = format_args!("asks for handler {UNTRUSTED_HANDLER:?}, and runtime_handler for {:?}", spec.handler);
+        return Err(invalid(&field, what));
+    }
+    let modes = &spec.namespaces;
+    for (mode, name) in [(modes.network, "network"), (modes.pid, "pid"), (modes.ipc, "ipc")] {
+        if mode == NamespaceMode::Node {
+            return Err(invalid(&field, format_args!("an untrusted pod cannot be in the host's {name} namespace")));
+        }
+    }
+    UNTRUSTED_HANDLER.clone_into(&mut spec.handler);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_untrusted_pod_gets_the_handler_for_such_pods_or_nothing() {
+        let check = |value: &str, handler: &str, network: i32, expected: Result<&str, &str>| {
+            let config = cri::PodSandboxConfig {
+                metadata: Some(cri::PodSandboxMetadata {
+                    name: "n".into(),
+                    uid: "u".into(),
+                    namespace: "s".into(),
+                    attempt: 0,
+                }),
+                annotations: [(UNTRUSTED.to_owned(), value.to_owned())].into(),
+                linux: Some(cri::LinuxPodSandboxConfig {
+                    security_context: Some(cri::LinuxSandboxSecurityContext {
+                        namespace_options: Some(cri::NamespaceOption { network, ..Default::default() }),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let mut spec = parse_pod(config, handler.to_owned()).unwrap();
+            let made = demand_isolation(&mut spec).map(|()| spec.handler);
+            let made = made.map_err(|status| status.message().to_owned());
+            let prefix = |why: &str| format!("config.annotations.{UNTRUSTED}: {why}");
+            assert_eq!(made, expected.map(str::to_owned).map_err(prefix), "{value} {handler} {network}");
+        };
+        let host = cri::NamespaceMode::Node as i32;
+        check("true", "", 0, Ok("untrusted"));
+        check("true", "untrusted", 0, Ok("untrusted"));
+        check("false", "", host, Ok(""));
+        check("true", "runc", 0, Err("asks for handler \"untrusted\", and runtime_handler for \"runc\""));
+        check("true", "", host, Err("an untrusted pod cannot be in the host's network namespace"));
+    }
 }

@@ -155,6 +155,7 @@ fn image() -> Image {
         digest: "docker.io/library/app@sha256:3".into(),
         chain_id: "sha256:2".into(),
         config: serde_json::from_value::<ImageConfiguration>(config).unwrap(),
+        ..Image::default()
     }
 }
 

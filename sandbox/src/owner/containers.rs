@@ -83,8 +83,8 @@ impl Owner {
         self.containers.insert(id.clone(), container);
         let (world, pod) = (Arc::clone(&self.world), self.pod.clone());
         self.spawn(Some(id.clone()), async move {
-            let created = ops::create_container::run(world, pod, record, target_pid, again, operation).await;
-            Ended::Created(id, created)
+            let create = ops::create_container::run(world, pod, record, target_pid, again, operation);
+            Ended::Created(id, Box::pin(create).await)
         });
     }
 
@@ -242,6 +242,7 @@ impl Owner {
                 if self.begin_container(&id, ContainerVerb::Remove, reply).await.is_none() {
                     return;
                 }
+                self.publish_container(&id);
                 let (world, pod, shim) = (Arc::clone(&self.world), self.pod.clone(), self.shim.clone());
                 let Some(container) = self.containers.get(&id) else { return };
                 let (record, reaped) = (container.record.clone(), Arc::clone(&container.reaped));

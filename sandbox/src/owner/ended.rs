@@ -426,7 +426,7 @@ impl Owner {
         }
     }
 
-    fn publish_container(&self, id: &Id) {
+    pub(super) fn publish_container(&self, id: &Id) {
         if let Some(view) = self.containers.get(id).and_then(|container| container.record.view()) {
             self.shared.views.publish_container(view);
         }

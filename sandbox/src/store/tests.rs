@@ -17,7 +17,7 @@ fn image() -> Image {
         name: "pause:3".into(),
         digest: "pause@sha256:3".into(),
         chain_id: "sha256:2".into(),
-        config: oci_spec::image::ImageConfiguration::default(),
+        ..Image::default()
     }
 }
 

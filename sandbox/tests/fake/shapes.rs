@@ -14,6 +14,7 @@ pub(crate) fn image() -> Image {
         digest: "sha256:1".into(),
         chain_id: String::new(),
         config: serde_json::from_value(config).unwrap(),
+        ..Image::default()
     }
 }
 

@@ -5,6 +5,7 @@ use sandbox::model::{Capabilities, ContainerName, ContainerSpec, Device};
 use tonic::Status;
 
 use super::{
+    image::{Requested, parse_requested},
     invalid,
     mount::{Images, parse_mount},
     parse_enum, parse_host_path, parse_identifier, parse_marks, parse_name, parse_path, parse_resources, parse_text,
@@ -12,13 +13,13 @@ use super::{
     security::{RunAsFields, parse_namespaces, parse_profile, parse_run_as, parse_selinux},
 };
 
-/// The container's spec, and the image it asks for. `images` looks up the images that are to be mounted as volumes.
+/// The container's spec, and the image that it asks for. `images` looks up the images that are to be mounted as volumes.
 pub(in crate::cri) fn parse_container(
     config: cri::ContainerConfig,
     images: &Images<'_>,
-) -> Result<(ContainerSpec, String), Status> {
+) -> Result<(ContainerSpec, Requested), Status> {
     let metadata = required(config.metadata, "config.metadata")?;
-    let image = parse_name(required(config.image, "config.image")?.image, "config.image.image")?;
+    let image = parse_requested(required(config.image, "config.image")?, "config.image")?;
     let linux = config.linux.unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     let capabilities = context.capabilities.unwrap_or_default();
@@ -182,6 +183,6 @@ mod tests {
     #[test]
     fn the_image_is_what_the_client_wrote() {
         let (spec, image) = parse_container(config(), &|_| None).unwrap();
-        assert_eq!((spec.name.name.as_str(), image.as_str()), ("app", "busybox"));
+        assert_eq!((spec.name.name.as_str(), image.image.as_str()), ("app", "busybox"));
     }
 }

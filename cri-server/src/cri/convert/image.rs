@@ -1,8 +1,42 @@
 //! Images as CRI shows them, and as `sandbox` takes them.
 
+use std::collections::HashMap;
+
 use api::cri;
-use image_service::{images::Image, registry::Credentials};
-use sandbox::{model, oci::user::Named};
+use image_service::{images::Image, reference::Reference, registry::Credentials};
+use sandbox::{
+    model::{self, StringMap},
+    oci::user::Named,
+};
+use tonic::Status;
+
+use super::{parse_marks, parse_name, parse_text};
+
+/// An image as a client asks for it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(in crate::cri) struct Requested {
+    /// Any name of it: the kubelet gives an id.
+    pub(in crate::cri) image: String,
+    user_specified: String,
+    annotations: StringMap,
+    runtime_handler: String,
+}
+
+impl Requested {
+    /// One that nobody but the configuration asks for.
+    pub(in crate::cri) fn by_name(image: String) -> Requested {
+        Requested { image, ..Requested::default() }
+    }
+}
+
+pub(super) fn parse_requested(spec: cri::ImageSpec, field: &str) -> Result<Requested, Status> {
+    Ok(Requested {
+        image: parse_name(spec.image, &format!("{field}.image"))?,
+        user_specified: parse_text(spec.user_specified_image, &format!("{field}.user_specified_image"))?,
+        annotations: parse_marks(HashMap::new(), spec.annotations, field)?.1,
+        runtime_handler: parse_text(spec.runtime_handler, &format!("{field}.runtime_handler"))?,
+    })
+}
 
 /// Credentials for this pull only; `None` when the client set nothing.
 pub(in crate::cri) fn parse_credentials(auth: Option<cri::AuthConfig>) -> Option<Credentials> {
@@ -17,16 +51,32 @@ pub(in crate::cri) fn parse_credentials(auth: Option<cri::AuthConfig>) -> Option
     })
 }
 
-/// What a pod or a container is made from; `requested` is what the client wrote.
-pub(in crate::cri) fn to_sandbox_image(image: &Image, requested: String) -> model::Image {
-    let name = image.tags.first().cloned().unwrap_or_else(|| image.id.to_string());
+/// What a pod or a container is made from. Of an image with many names it is known by the one that was asked for.
+pub(in crate::cri) fn to_sandbox_image(image: &Image, requested: Requested) -> model::Image {
+    let wanted = [&requested.user_specified, &requested.image];
+    let wanted: Vec<Reference> = wanted.into_iter().filter_map(|name| Reference::parse(name).ok()).collect();
+    let is_wanted = |tag: &&String| wanted.iter().any(|wanted| wanted.to_string() == **tag);
+    let of_wanted = |digest: &&String| {
+        let repository = digest.split_once('@').map(|(repository, _)| repository);
+        wanted.iter().any(|wanted| repository == Some(&wanted.repo()))
+    };
+    let (name, digest) = match image.tags.iter().find(is_wanted).or(image.tags.first()) {
+        Some(tag) => (Some(tag.clone()), digest_beside(tag, &image.digests)),
+        None => {
+            let digest = image.digests.iter().find(of_wanted).or(image.digests.first());
+            (digest.cloned(), digest.cloned())
+        }
+    };
     model::Image {
-        requested,
         id: image.id.to_string(),
-        digest: digest_beside(&name, &image.digests).unwrap_or_else(|| image.id.to_string()),
-        name,
+        name: name.unwrap_or_else(|| image.id.to_string()),
+        digest: digest.unwrap_or_else(|| image.id.to_string()),
         chain_id: image.chain_id.clone(),
         config: image.config.clone(),
+        requested: requested.image,
+        user_specified: requested.user_specified,
+        annotations: requested.annotations,
+        runtime_handler: requested.runtime_handler,
     }
 }
 
@@ -65,7 +115,49 @@ fn to_user(user: &str) -> (Option<cri::Int64Value>, String) {
 
 #[cfg(test)]
 mod tests {
+    use image_service::digest::Digest;
+
     use super::*;
+
+    #[test]
+    fn of_an_images_names_a_container_has_the_one_that_was_asked_for() {
+        let sha = format!("sha256:{}", "1".repeat(64));
+        let of = |repo: &str| format!("{repo}@{sha}");
+        let image = |tags: &[&str], digests: &[String]| Image {
+            id: Digest::parse(&format!("sha256:{}", "2".repeat(64))).unwrap(),
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            digests: digests.to_vec(),
+            size: 0,
+            target: Digest::parse(&sha).unwrap(),
+            chain_id: String::new(),
+            config: serde_json::from_str(
+                r#"{"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}"#,
+            )
+            .unwrap(),
+            pinned: false,
+        };
+        let id = image(&[], &[]).id.to_string();
+        let check = |image: &Image, asked: &str, author: &str, name: &str, digest: &str| {
+            let spec =
+                cri::ImageSpec { image: asked.into(), user_specified_image: author.into(), ..Default::default() };
+            let made = to_sandbox_image(image, parse_requested(spec, "f").unwrap());
+            assert_eq!((made.name.as_str(), made.digest.as_str()), (name, digest), "{asked} {author}");
+            assert_eq!((made.requested.as_str(), made.user_specified.as_str()), (asked, author));
+        };
+        let both = image(
+            &["docker.io/library/app:1", "mirror.example/app:1", "mirror.example/app:2"],
+            &[of("docker.io/library/app"), of("mirror.example/app")],
+        );
+        check(&both, &id, "mirror.example/app:2", "mirror.example/app:2", &of("mirror.example/app"));
+        check(&both, &id, "app:1", "docker.io/library/app:1", &of("docker.io/library/app"));
+        check(&both, "mirror.example/app:1", "", "mirror.example/app:1", &of("mirror.example/app"));
+        check(&both, &id, "", "docker.io/library/app:1", &of("docker.io/library/app"));
+        check(&both, &id, "not a reference", "docker.io/library/app:1", &of("docker.io/library/app"));
+        let by_digest = image(&[], &[of("docker.io/library/app")]);
+        check(&by_digest, &id, &of("app"), &of("docker.io/library/app"), &of("docker.io/library/app"));
+        check(&image(&["a.example/b:1"], &[]), &id, "", "a.example/b:1", &id);
+        check(&image(&[], &[]), &id, "", &id, &id);
+    }
 
     #[test]
     fn a_user_is_a_uid_or_a_name() {

@@ -2,6 +2,7 @@
 //!
 //! A failure is [`Status`] InvalidArgument that names the field as the client wrote it.
 
+pub(super) mod config;
 pub(super) mod container;
 pub(super) mod image;
 pub(super) mod mount;

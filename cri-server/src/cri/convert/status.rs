@@ -70,7 +70,7 @@ pub(in crate::cri) fn to_container_item(container: &ContainerView) -> cri::Conta
         id: container.id.to_string(),
         pod_sandbox_id: container.pod.to_string(),
         metadata: Some(to_container_metadata(container)),
-        image: Some(cri::ImageSpec { image: container.image.requested.clone(), ..Default::default() }),
+        image: Some(to_image_spec(&container.image, &container.image.requested)),
         image_ref: container.image.id.clone(),
         state: to_container_state(&container.state) as i32,
         created_at: to_nanoseconds(container.created_at),
@@ -85,6 +85,17 @@ fn image_ref(image: &Image) -> String {
     if image.digest.is_empty() { image.id.clone() } else { image.digest.clone() }
 }
 
+/// The image as it was asked for, by the name given.
+fn to_image_spec(image: &Image, name: &str) -> cri::ImageSpec {
+    cri::ImageSpec {
+        image: name.to_owned(),
+        annotations: to_map(&image.annotations),
+        user_specified_image: image.user_specified.clone(),
+        runtime_handler: image.runtime_handler.clone(),
+        ..Default::default()
+    }
+}
+
 /// Only the times that the state has are set; the others stay 0.
 pub(in crate::cri) fn to_container_status(container: &ContainerView) -> cri::ContainerStatus {
     let spec = &container.spec;
@@ -93,11 +104,7 @@ pub(in crate::cri) fn to_container_status(container: &ContainerView) -> cri::Con
         metadata: Some(to_container_metadata(container)),
         state: to_container_state(&container.state) as i32,
         created_at: to_nanoseconds(container.created_at),
-        image: Some(cri::ImageSpec {
-            image: container.image.name.clone(),
-            user_specified_image: container.image.requested.clone(),
-            ..Default::default()
-        }),
+        image: Some(to_image_spec(&container.image, &container.image.name)),
         image_ref: image_ref(&container.image),
         image_id: container.image.id.clone(),
         labels: to_map(&spec.labels),
