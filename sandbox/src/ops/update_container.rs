@@ -70,7 +70,7 @@ pub(crate) async fn run(
     let mut wanted = record.clone();
     wanted.limits = Some(updated.limits.clone());
     wanted.oci_spec = updated.oci_spec.clone();
-    let applied = apply(&world, &wanted, shim.as_deref()).await;
+    let applied = apply(&world, &looking_first(&wanted, record.limits()), shim.as_deref()).await;
     if applied.is_err()
         && let Err(error) = apply(&world, &record, shim.as_deref()).await
     {
@@ -80,6 +80,21 @@ pub(crate) async fn run(
         world.nri.post_update(&operation, &pod, &wanted).await;
     }
     applied.map(|()| updated)
+}
+
+/// With less memory than before, a container that uses more of it would be killed on cgroup v2. Asked to look first, the OCI
+/// runtime refuses instead, as the kernel does on version 1 (runtime specification 1.1, `checkBeforeUpdate`).
+fn looking_first(wanted: &ContainerRecord, before: &Resources) -> ContainerRecord {
+    let mut wanted = wanted.clone();
+    let (old, new) = (before.memory_limit, wanted.limits().memory_limit);
+    let less = new > 0 && (old <= 0 || new < old);
+    if less
+        && wanted.phase() == ContainerPhase::Running
+        && let Some(Value::Object(memory)) = wanted.oci_spec.pointer_mut("/linux/resources/memory")
+    {
+        memory.insert("checkBeforeUpdate".to_owned(), Value::Bool(true));
+    }
+    wanted
 }
 
 /// Makes the container be held to what its record says: from its start on, or now if it runs.
@@ -155,6 +170,7 @@ pub(super) fn merge(stored: &Resources, update: &Resources) -> Resources {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ContainerState;
 
     fn limits(memory_limit: i64, hugepages: &[(&str, u64)]) -> Resources {
         Resources {
@@ -185,5 +201,28 @@ mod tests {
         };
         assert_eq!(merge(&stored, &update), expected);
         assert_eq!(merge(&stored, &Resources::default()), stored);
+    }
+
+    #[test]
+    fn a_runtime_looks_at_what_is_used_before_it_takes_memory_away() {
+        let asks = |state: ContainerState, before: i64, after: i64| {
+            let record = ContainerRecord {
+                state: Some(state),
+                limits: Some(limits(after, &[])),
+                oci_spec: serde_json::json!({"linux": {"resources": {"memory": {"limit": after, "swap": after}}}}),
+                ..crate::store::tests::container()
+            };
+            let told = limits_of(&looking_first(&record, &limits(before, &[]))).unwrap();
+            let memory = told.memory().unwrap();
+            assert_eq!((memory.limit(), memory.swap()), (Some(after), Some(after)));
+            memory.check_before_update()
+        };
+        let running = || ContainerState::Running { pid: 1, started_at: std::time::SystemTime::UNIX_EPOCH };
+        assert_eq!(asks(running(), 100, 50), Some(true));
+        assert_eq!(asks(running(), 0, 50), Some(true));
+        assert_eq!(asks(running(), 100, 100), None);
+        assert_eq!(asks(running(), 50, 100), None);
+        assert_eq!(asks(running(), 50, -1), None);
+        assert_eq!(asks(ContainerState::Created, 100, 50), None);
     }
 }
