@@ -92,3 +92,42 @@ async fn privileged_a_node_without_apparmor_refuses_profiles_and_nothing_else() 
     node.remove_all_pods().await;
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_ambient_capabilities_are_those_of_a_process_that_is_not_root() {
+    let node = TestNode::start().await;
+    let client = node.client();
+    client.pull(BUSYBOX).await.unwrap();
+    let pod_config = node.pod("ambient");
+    let pod = client.run_pod(&pod_config).await.unwrap();
+    let mut sets = Vec::new();
+    for (name, ambient) in [("with", vec!["NET_BIND_SERVICE".to_owned()]), ("without", Vec::new())] {
+        let capabilities = cri::Capability {
+            add_capabilities: vec!["NET_BIND_SERVICE".into()],
+            drop_capabilities: vec!["ALL".into()],
+            add_ambient_capabilities: ambient,
+        };
+        let context = cri::LinuxContainerSecurityContext {
+            capabilities: Some(capabilities),
+            run_as_user: Some(cri::Int64Value { value: 65534 }),
+            namespace_options: Some(cri::NamespaceOption {
+                pid: cri::NamespaceMode::Container as i32,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let linux = cri::LinuxContainerConfig { security_context: Some(context), ..Default::default() };
+        let app = cri::ContainerConfig { linux: Some(linux), ..container(name, BUSYBOX, &["sleep", "600"]) };
+        let app = client.create(&pod, &app, &pod_config).await.unwrap();
+        client.start(&app).await.unwrap();
+        // Of the container's own process and of one beside it.
+        let show = "for pid in 1 self; do grep -E 'Cap(Eff|Bnd|Amb)' /proc/$pid/status; done";
+        let shown = client.output(&app, &["sh", "-c", show]).await;
+        sets.push(shown.split_whitespace().filter_map(|word| u64::from_str_radix(word, 16).ok()).collect::<Vec<_>>());
+        client.stop(&app, 0).await.unwrap();
+    }
+    let bind = 1 << 10;
+    assert_eq!(sets, [vec![bind; 6], vec![0, bind, 0, 0, bind, 0]]);
+    node.remove_all_pods().await;
+    node.finish().await;
+}

@@ -74,17 +74,31 @@ pub fn default_set() -> HashSet<Capability> {
     DEFAULT.into_iter().collect()
 }
 
+/// What a process has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    pub set: HashSet<Capability>,
+    /// Of those, what a process that is not root keeps when it runs another program (capabilities(7)).
+    pub ambient: HashSet<Capability>,
+}
+
+impl From<HashSet<Capability>> for Granted {
+    fn from(set: HashSet<Capability>) -> Granted {
+        Granted { set, ambient: HashSet::new() }
+    }
+}
+
 /// The set to begin with as `request` changes it: `ALL` first (add, then drop), then single additions, then single removals,
-/// so that adding one and dropping `ALL` leaves that one.
+/// so that adding one and dropping `ALL` leaves that one. What is to be ambient is added as well, unless it is dropped by its
+/// name; `ALL` there is all that the process has.
 pub fn effective(
     start: HashSet<Capability>,
     request: &Capabilities,
     bounding: &[Capability],
-) -> Result<HashSet<Capability>, Error> {
+) -> Result<Granted, Error> {
     let (all_added, added) = parse_list(&request.add)?;
     let (all_dropped, dropped) = parse_list(&request.drop)?;
-    // Checked, though not granted: containerd clears the ambient set as well, and clients know it so.
-    parse_list(&request.add_ambient)?;
+    let (all_ambient, ambient) = parse_list(&request.add_ambient)?;
     let mut set = start;
     if all_added {
         set = bounding.iter().copied().collect();
@@ -93,22 +107,29 @@ pub fn effective(
         set.clear();
     }
     set.extend(added);
+    set.extend(&ambient);
     for capability in dropped {
         set.remove(&capability);
     }
-    Ok(set)
+    let ambient = match all_ambient {
+        true => set.clone(),
+        false => ambient.into_iter().filter(|capability| set.contains(capability)).collect(),
+    };
+    Ok(Granted { set, ambient })
 }
 
-/// The set in the form the runtime wants: bounding, permitted and effective; inheritable and ambient stay empty, or a
-/// program without file capabilities would keep them.
-pub fn to_linux(set: &HashSet<Capability>) -> LinuxCapabilities {
+/// The sets in the form the runtime wants: bounding, permitted and effective. Inheritable and ambient are empty unless
+/// asked for, or a program without file capabilities would keep them (CVE-2022-24769).
+pub fn to_linux(granted: &Granted) -> LinuxCapabilities {
+    let (set, ambient) = (&granted.set, (!granted.ambient.is_empty()).then(|| granted.ambient.clone()));
     let mut linux = LinuxCapabilities::default();
     linux
         .set_bounding(Some(set.clone()))
         .set_permitted(Some(set.clone()))
         .set_effective(Some(set.clone()))
-        .set_inheritable(None)
-        .set_ambient(None);
+        // The kernel takes into the ambient set only what is inheritable.
+        .set_inheritable(ambient.clone())
+        .set_ambient(ambient);
     linux
 }
 
@@ -136,16 +157,21 @@ fn parse(name: &str) -> Result<Capability, Error> {
 mod tests {
     use super::*;
 
-    fn names(add: &[&str], drop: &[&str]) -> String {
+    fn request(add: &[&str], drop: &[&str], ambient: &[&str]) -> Capabilities {
         let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let request = Capabilities { add: list(add), drop: list(drop), add_ambient: Vec::new() };
+        Capabilities { add: list(add), drop: list(drop), add_ambient: list(ambient) }
+    }
+
+    fn sorted(set: &HashSet<Capability>) -> String {
+        let mut names: Vec<String> = set.iter().map(ToString::to_string).collect();
+        names.sort();
+        names.join(" ")
+    }
+
+    fn names(add: &[&str], drop: &[&str]) -> String {
         let bounding = [Capability::Chown, Capability::NetAdmin, Capability::SysAdmin];
-        match effective(default_set(), &request, &bounding) {
-            Ok(set) => {
-                let mut names: Vec<String> = set.iter().map(ToString::to_string).collect();
-                names.sort();
-                names.join(" ")
-            }
+        match effective(default_set(), &request(add, drop, &[]), &bounding) {
+            Ok(granted) => sorted(&granted.set),
             Err(error) => error.to_string(),
         }
     }
@@ -179,9 +205,20 @@ mod tests {
     }
 
     #[test]
-    fn inheritable_and_ambient_are_empty() {
-        let linux = to_linux(&default_set());
+    fn inheritable_and_ambient_are_empty_unless_asked_for() {
+        let linux = to_linux(&default_set().into());
         assert_eq!((linux.inheritable(), linux.ambient()), (&None, &None));
         assert_eq!(linux.bounding().as_ref().unwrap().len(), 14);
+        let check = |add: &[&str], drop: &[&str], ambient: &[&str], set: &str, expected: &str| {
+            let granted = effective(default_set(), &request(add, drop, ambient), &[]).unwrap();
+            assert_eq!((sorted(&granted.set).as_str(), sorted(&granted.ambient).as_str()), (set, expected));
+            let linux = to_linux(&granted);
+            assert_eq!((linux.inheritable(), linux.permitted()), (linux.ambient(), linux.bounding()));
+        };
+        check(&[], &["ALL"], &["net_bind_service"], "NET_BIND_SERVICE", "NET_BIND_SERVICE");
+        check(&["KILL"], &["ALL"], &["NET_ADMIN"], "KILL NET_ADMIN", "NET_ADMIN");
+        check(&["KILL"], &["ALL"], &["ALL"], "KILL", "KILL");
+        check(&[], &["ALL", "NET_ADMIN"], &["NET_ADMIN"], "", "");
+        assert!(effective(default_set(), &request(&[], &[], &["FLY"]), &[]).is_err());
     }
 }

@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use oci_spec::runtime::{Capability, Linux, LinuxResources, Process, Root, Spec, get_default_readonly_paths};
 
 use super::{
-    ContainerInput, annotations, apparmor, args, base, capabilities, cgroup, devices, env, masked_paths, mounts,
-    namespaces, pod, resources, seccomp,
+    ContainerInput, annotations, apparmor, args, base,
+    capabilities::{self, Granted},
+    cgroup, devices, env, masked_paths, mounts, namespaces, pod, resources, seccomp,
 };
 use crate::{error::Error, volumes::normal};
 
@@ -66,16 +67,16 @@ fn is_of_descriptors(path: &str) -> bool {
     matches!(names[..], ["proc", _, "fd", ..] | ["proc", _, "task", _, "fd", ..])
 }
 
-fn granted(input: &ContainerInput<'_>) -> Result<HashSet<Capability>, Error> {
+fn granted(input: &ContainerInput<'_>) -> Result<Granted, Error> {
     if input.container.privileged {
-        return Ok(input.host.capabilities.iter().copied().collect());
+        return Ok(input.host.capabilities.iter().copied().collect::<HashSet<Capability>>().into());
     }
     let start = input.handler.base_spec.as_deref().and_then(base::capabilities);
     let start = start.unwrap_or_else(capabilities::default_set);
     capabilities::effective(start, &input.container.capabilities, &input.host.capabilities)
 }
 
-fn process(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Process, Error> {
+fn process(input: &ContainerInput<'_>, granted: &Granted) -> Result<Process, Error> {
     let container = input.container;
     let image = input.image.config.config().as_ref();
     let image_env = image.and_then(|image| image.env().clone()).unwrap_or_default();
@@ -125,7 +126,7 @@ fn all_mounts(input: &ContainerInput<'_>) -> Vec<oci_spec::runtime::Mount> {
     mounts::merge(defaults, mounts::container_files(input.files, container.readonly_rootfs), input.mounts)
 }
 
-fn linux(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Linux, Error> {
+fn linux(input: &ContainerInput<'_>, granted: &Granted) -> Result<Linux, Error> {
     let container = input.container;
     let namespaces = namespaces::of_container(&namespaces::Container {
         modes: &container.namespaces,
@@ -140,7 +141,7 @@ fn linux(input: &ContainerInput<'_>, granted: &HashSet<Capability>) -> Result<Li
         &container.seccomp,
         &seccomp::Process {
             privileged: container.privileged,
-            capabilities: granted,
+            capabilities: &granted.set,
             host: input.host,
             localhost: input.seccomp,
         },

@@ -50,7 +50,7 @@ fn process(input: &PodInput<'_>) -> Result<Process, Error> {
         .set_args(Some(args))
         .set_env(Some(env::resolve(false, "", &image_env, &[])))
         .set_cwd(cwd.unwrap_or_else(|| "/".into()).into())
-        .set_capabilities(Some(capabilities::to_linux(&capabilities::default_set())))
+        .set_capabilities(Some(capabilities::to_linux(&capabilities::default_set().into())))
         .set_rlimits(None)
         .set_no_new_privileges(Some(true))
         .set_apparmor_profile(apparmor::of_pod(&input.pod.apparmor, input.pod.privileged, input.host)?)
