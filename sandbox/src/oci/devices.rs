@@ -77,7 +77,12 @@ fn named(device: &Device) -> Result<Vec<ResolvedDevice>, Error> {
 
 /// Adds all device nodes below `host`, named as below `container`. Symlinks are not followed, or a loop would not end.
 fn walk(host: &Path, container: &Path, permissions: &str, found: &mut Vec<ResolvedDevice>) -> io::Result<()> {
-    let mut entries: Vec<fs::DirEntry> = fs::read_dir(host)?.collect::<Result<_, _>>()?;
+    let entries = match fs::read_dir(host) {
+        // A device that was unplugged took its directory with it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let mut entries: Vec<fs::DirEntry> = entries.collect::<Result<_, _>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let name = entry.file_name();
@@ -191,6 +196,16 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].major, found[0].minor, found[0].kind), (1, 3, LinuxDeviceType::C));
         assert_eq!((found[0].path.as_path(), found[0].permissions.as_str()), (Path::new("/dev/inside"), "rw"));
+    }
+
+    #[test]
+    fn a_directory_that_goes_while_devices_are_listed_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut found = Vec::new();
+        walk(&dir.path().join("unplugged"), Path::new("/dev/bus"), "rwm", &mut found).unwrap();
+        assert_eq!(found, []);
+        // One that a client asks for by name has to be there.
+        assert!(named(&device(dir.path().join("unplugged").to_str().unwrap(), "r")).is_err());
     }
 
     #[test]
