@@ -152,3 +152,28 @@ pub(crate) fn by_prefix<'m, T>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_found_by_any_start_that_no_other_has() {
+        let id = |start: &str| Id::parse(&format!("{start:0<64}")).unwrap();
+        let map: BTreeMap<Id, &str> = [(id("abc1"), "one"), (id("abd"), "two"), (id("f"), "three")].into();
+        let check = |prefix: &str| match by_prefix(&map, "pod sandbox", prefix) {
+            Ok((_, name)) => (*name).to_owned(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(
+            [check("abc"), check("abd"), check("f0"), check(id("abc1").as_str())],
+            ["one", "two", "three", "one"]
+        );
+        let ambiguous = "pod sandbox \"ab\": more than one id starts with this; give more of it";
+        assert_eq!(check("ab"), ambiguous);
+        for missing in ["", "b", "abcd", "zz", "\u{e9}"] {
+            assert_eq!(check(missing), format!("pod sandbox {missing:?}: not found"));
+        }
+        assert_eq!(check(&format!("{}0", id("f"))), format!("pod sandbox \"{}0\": not found", id("f")));
+    }
+}
