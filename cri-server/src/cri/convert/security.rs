@@ -61,6 +61,11 @@ fn parse_single_mapping(mappings: &[cri::IdMapping], field: &str) -> Result<IdMa
     if mapping.container_id != 0 || mapping.length == 0 {
         return Err(invalid(field, "the mapping must start at container id 0 and have a length"));
     }
+    // The last id is no id: it says "no change" to chown(2) and its like.
+    if mapping.host_id.checked_add(mapping.length).is_none() {
+        let what = format_args!("{} ids from {} on are more than there are", mapping.length, mapping.host_id);
+        return Err(invalid(field, what));
+    }
     Ok(parse_mapping(mapping))
 }
 
@@ -240,6 +245,7 @@ mod tests {
             options(0, vec![]),
             options(0, vec![mapping(1, 0, 1), mapping(2, 1, 1)]),
             options(0, vec![mapping(1, 5, 1)]),
+            options(0, vec![mapping(1, 0, u32::MAX)]),
             options(1, vec![]),
             options(3, vec![]),
             options(8, vec![]),
