@@ -20,7 +20,6 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{
-    criu::{Version, WITH_NO_NEW_PRIVS},
     given::Given,
     image::{Kind, Magic, Message, Refused, Writer, file, messages, only},
     images::Images,
@@ -56,30 +55,22 @@ struct Filter<'a> {
 /// In the order in which they are loaded.
 type Chain<'a> = Vec<Filter<'a>>;
 
-/// What is known from elsewhere.
-pub(crate) struct Circumstances {
-    /// The archive's spec has a profile.
-    pub(crate) had_profile: bool,
-    /// This program runs under a filter, and so would CRIU.
+/// What is restored in the place of what the archive has.
+pub(crate) struct Rewritten {
+    /// Files by their names.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+    /// Whether any thread has a filter.
     pub(crate) is_filtered: bool,
-    /// What restores.
-    pub(crate) criu: Version,
 }
 
-/// Answers the files to be put in the place of the archive's, by their names. `processes`: the threads of each that lives, the
-/// process itself first.
+/// Writes the files anew. `processes`: the threads of each that lives, the process itself first. `had_profile`: the archive's spec
+/// has one.
 pub(crate) fn rewrite(
     images: &Images,
     given: &Given,
     processes: &[Vec<u32>],
-    circumstances: &Circumstances,
-) -> Result<Vec<(String, Vec<u8>)>, Refused> {
-    if given.no_new_privileges && circumstances.criu < WITH_NO_NEW_PRIVS {
-        let (major, minor) = circumstances.criu;
-        return Err(Refused(format!(
-            "CRIU {major}.{minor} would let it gain privileges, and the request has no_new_privs; install 3.19 or newer"
-        )));
-    }
+    had_profile: bool,
+) -> Result<Rewritten, Refused> {
     let found = if images.has(NAME) { images.read(NAME)? } else { Vec::new() };
     let archived = parse(&found).map_err(|refused| refused.of(NAME))?;
     let mut files = BTreeMap::new();
@@ -94,13 +85,14 @@ pub(crate) fn rewrite(
     let first = chains.iter().flatten().next().and_then(|chain| chain.first()).cloned();
     let is_runtimes = |first: &Filter<'_>| {
         let same = |chain: &Chain<'_>| chain.first().is_some_and(|other| other.program == first.program);
-        circumstances.had_profile && given.seccomp.is_some() && chains.iter().flatten().all(same)
+        had_profile && given.seccomp.is_some() && chains.iter().flatten().all(same)
     };
     let dropped = usize::from(first.as_ref().is_some_and(is_runtimes));
     let own = given
         .seccomp
         .as_ref()
         .map(|filter| Filter { program: Cow::Owned(program::to_bytes(&filter.program)), flags: filter.flags });
+    let mut is_filtered = false;
     for chain in chains.iter_mut().flatten() {
         chain.drain(..dropped);
         if let Some(own) = &own {
@@ -110,13 +102,10 @@ pub(crate) fn rewrite(
         if total > MAX_TOTAL {
             return Err(Refused(format!("{NAME}: a thread has filters of more than {MAX_TOTAL} instructions")));
         }
-        if circumstances.is_filtered && !chain.is_empty() {
-            return Err(Refused::new(
-                "it has seccomp filters, which CRIU can load only if neither it nor this daemon runs under one itself",
-            ));
-        }
+        is_filtered |= !chain.is_empty();
     }
-    write(processes, &files, chains, given.no_new_privileges)
+    let files = write(processes, &files, chains, given.no_new_privileges)?;
+    Ok(Rewritten { files, is_filtered })
 }
 
 /// The filters of the archive, and which comes after each.

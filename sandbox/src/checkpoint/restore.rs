@@ -12,10 +12,8 @@ use super::{
     Restore,
     archive::{DELETED, IMAGE, LAYER, SPEC},
     criu::Version,
-    deleted,
-    filters::Circumstances,
-    room, unpack,
-    verify::verify,
+    deleted, room, unpack,
+    verify::{Circumstances, verify},
 };
 use crate::{
     Error, bundle,

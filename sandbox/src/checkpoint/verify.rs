@@ -26,12 +26,23 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use super::{
     cgroups,
-    filters::{self, Circumstances},
+    criu::{Version, WITH_NO_NEW_PRIVS},
+    filters,
     given::Given,
     images::Images,
     mounts, open_files, processes,
 };
 use crate::{Error, host::CgroupMode};
+
+/// What is known from elsewhere.
+pub(crate) struct Circumstances {
+    /// The archive's spec has a seccomp profile.
+    pub(crate) had_profile: bool,
+    /// This program runs under a filter, and so would CRIU.
+    pub(crate) is_filtered: bool,
+    /// What restores.
+    pub(crate) criu: Version,
+}
 
 /// Fails unless the images in `directory`, which is the daemon's own, may be restored into a container with this OCI spec,
 /// whose root file system is mounted at `rootfs`. Blocks.
@@ -44,6 +55,13 @@ pub(crate) fn verify(
     name: &str,
 ) -> Result<(), Error> {
     let given = Given::parse(spec)?;
+    let (major, minor) = circumstances.criu;
+    if given.no_new_privileges && circumstances.criu < WITH_NO_NEW_PRIVS {
+        return Err(Error::Unsupported(format!(
+            "checkpoint {name} is not restored: CRIU {major}.{minor} would let its processes gain privileges, which the request \
+             forbids (no_new_privs); install CRIU 3.19 or newer"
+        )));
+    }
     let images = Images::open(directory)?;
     let place = |path: &Path| place(rootfs, path);
     // A path that this kernel does not have is not there in a container either.
@@ -55,17 +73,23 @@ pub(crate) fn verify(
         let mounts = mounts::check(&images, &given, processes.namespace, &place, &on_host)?;
         let table = open_files::check(&images, &given, &mounts)?;
         let cgroups = cgroups::check(&images, &given, cgroup == CgroupMode::V2)?;
-        let mut own = filters::rewrite(&images, &given, &processes.living, circumstances)?;
-        own.extend(cgroups.map(|cgroups| ("cgroup.img".to_owned(), cgroups)));
-        own.extend(table.map(|table| (open_files::NAME.to_owned(), table)));
-        Ok(own)
+        let mut rewritten = filters::rewrite(&images, &given, &processes.living, circumstances.had_profile)?;
+        rewritten.files.extend(cgroups.map(|cgroups| ("cgroup.img".to_owned(), cgroups)));
+        rewritten.files.extend(table.map(|table| (open_files::NAME.to_owned(), table)));
+        Ok(rewritten)
     });
-    let own = checked.map_err(|refused| {
+    let rewritten = checked.map_err(|refused| {
         Error::Invalid(format!(
             "checkpoint {name} is refused: {refused}; its processes would get what this container's configuration does not give"
         ))
     })?;
-    for (name, content) in own {
+    if circumstances.is_filtered && rewritten.is_filtered {
+        return Err(Error::Precondition(format!(
+            "checkpoint {name} is not restored: CRIU loads its seccomp filters safely only if it runs under none itself, as this \
+             daemon does; start the daemon without a seccomp profile"
+        )));
+    }
+    for (name, content) in rewritten.files {
         let path = directory.join(name);
         let written = replace(&path, &content);
         written.map_err(|error| Error::failed(format!("write {}", path.display()), error))?;

@@ -22,6 +22,7 @@ mod rules;
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
 
 use crate::Error;
+use numbers::Abi;
 use program::{Instruction, MAX_INSTRUCTIONS};
 
 /// Flags of seccomp(2) that a filter is loaded with.
@@ -38,6 +39,10 @@ pub(crate) struct Filter {
 
 /// Compiles a profile for this machine. Fails on one that cannot be followed as it is written.
 pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter, Error> {
+    compile_for(profile, Abi::of_this_machine())
+}
+
+fn compile_for(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Filter, Error> {
     let mut flags = 0;
     for flag in profile.flags().iter().flatten() {
         flags |= match flag {
@@ -52,7 +57,7 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter, Error> {
             }
         };
     }
-    let program = program::filter(&rules::ranges(profile)?, rules::KILL_THREAD);
+    let program = program::filter(&rules::ranges(profile, abis)?, rules::KILL_THREAD);
     if program.len() > MAX_INSTRUCTIONS {
         return Err(Error::Invalid(format!(
             "seccomp profile: as a filter it has {} instructions, the kernel takes {MAX_INSTRUCTIONS}; name fewer arguments",

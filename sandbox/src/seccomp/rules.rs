@@ -70,8 +70,8 @@ impl Rule {
 type Calls = BTreeMap<u32, Vec<Rule>>;
 
 /// What a filter does, for each architecture that the kernel tells apart. A call of another one ends its thread.
-pub(super) fn ranges(profile: &LinuxSeccomp) -> Result<Vec<(u32, Vec<Range>)>, Error> {
-    let abis = Abi::of_this_machine();
+/// `abis`: those of the machine, its own first.
+pub(super) fn ranges(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Vec<(u32, Vec<Range>)>, Error> {
     let Some(native) = abis.first().copied() else {
         return Err(Error::Unsupported("seccomp profiles are compiled for x86_64 and aarch64 only".into()));
     };

@@ -8,9 +8,8 @@ use super::sample::{Sample, archive};
 use crate::{
     Error,
     checkpoint::{
-        filters::Circumstances,
         unpack::{Base, base, unpack},
-        verify::verify,
+        verify::{Circumstances, verify},
     },
     host::CgroupMode,
 };

@@ -8,9 +8,8 @@ use tempfile::TempDir;
 use crate::{
     Error,
     checkpoint::{
-        filters::Circumstances,
         image::{Magic, Writer, file},
-        verify::verify,
+        verify::{Circumstances, verify},
     },
     host::CgroupMode,
 };
