@@ -410,7 +410,7 @@ fn plugin_dirs() -> Vec<PathBuf> {
 }
 
 /// Whether cgroups are made by systemd, which runs on this host: `WINDLASS_E2E_SYSTEMD=1`.
-fn by_systemd() -> bool {
+pub fn by_systemd() -> bool {
     std::env::var_os("WINDLASS_E2E_SYSTEMD").is_some_and(|value| value == "1")
 }
 

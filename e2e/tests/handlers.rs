@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 use windlass_e2e::{
     client::{Client, container, image_spec},
-    node::{BUSYBOX, TestNode, binary},
+    node::{BUSYBOX, TestNode, binary, by_systemd},
 };
 
 /// The table of a runtime of runc's type.
@@ -335,7 +335,8 @@ async fn privileged_a_handler_that_this_host_cannot_run_is_told_and_harms_no_oth
 
     // The kubelet's driver is the default handler's.
     let driver = client.runtime.clone().runtime_config(cri::RuntimeConfigRequest {}).await.unwrap().into_inner();
-    assert_eq!(driver.linux.unwrap().cgroup_driver(), cri::CgroupDriver::Cgroupfs);
+    let expected = if by_systemd() { cri::CgroupDriver::Systemd } else { cri::CgroupDriver::Cgroupfs };
+    assert_eq!(driver.linux.unwrap().cgroup_driver(), expected);
 
     // Installed while the daemon runs.
     client.pull(BUSYBOX).await.unwrap();

@@ -10,7 +10,7 @@ use api::cri::{self, ContainerState, PodSandboxState};
 use windlass_e2e::{
     client::{Client, container, program},
     crilog::LogLine,
-    node::{BUSYBOX, PROBE, TestNode},
+    node::{BUSYBOX, PROBE, TestNode, by_systemd},
     streams::{Channels, SUCCESS, Spdy},
     wait::{self, SOON},
 };
@@ -152,6 +152,11 @@ async fn privileged_what_a_container_writes_without_a_daemon_is_logged_by_the_ne
 
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_container_that_runs_out_of_memory_says_so_on_a_stock_shim() {
+    // It reads the counter of the container's own cgroup, which systemd removes with the last process. Ours asks the pod's too.
+    if by_systemd() {
+        eprintln!("left out: a stock shim does not always see the kill in a scope of systemd's");
+        return;
+    }
     let Some(node) = node().await else { return };
     let client = node.client();
     client.pull(BUSYBOX).await.unwrap();
