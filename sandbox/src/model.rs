@@ -13,8 +13,6 @@ use std::{
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
-use crate::signal;
-
 /// Labels or annotations, in the order that makes stored rows and lists deterministic.
 pub type StringMap = BTreeMap<String, String>;
 
@@ -471,13 +469,6 @@ pub struct ContainerView {
     pub removing: bool,
     /// The container's OCI spec, for verbose status.
     pub oci_spec: serde_json::Value,
-}
-
-impl ContainerView {
-    /// What a stop sends, as CRI spells it (`SIGTERM`, `SIGRTMIN+3`): that of the request, the image's, or SIGTERM.
-    pub fn stop_signal(&self) -> String {
-        signal::name(signal::of_container(&self.spec, &self.image))
-    }
 }
 
 /// What ExecSync answers.

@@ -4,10 +4,17 @@ use nix::libc;
 
 use crate::{
     Error,
-    model::{ContainerSpec, Image},
+    model::{ContainerSpec, ContainerView, Image},
 };
 
 pub(crate) const SIGTERM: i32 = libc::SIGTERM;
+
+impl ContainerView {
+    /// What a stop sends, as CRI spells it (`SIGTERM`, `SIGRTMIN+3`): that of the request, the image's, or SIGTERM.
+    pub fn stop_signal(&self) -> String {
+        name(of_container(&self.spec, &self.image))
+    }
+}
 
 /// What a container is stopped with: CRI's over the image's over SIGTERM. An image with a signal that does not exist gets
 /// SIGTERM too.
