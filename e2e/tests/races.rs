@@ -1,5 +1,7 @@
 //! Calls that meet at one object, and clients that give up in the middle: each call has an answer, and nothing is left.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::time::Duration;
 
 use api::cri;
@@ -167,6 +169,58 @@ async fn privileged_containers_that_are_created_while_their_pod_stops_are_made_o
         }
         client.remove_pod(&pod).await.unwrap();
         assert_eq!(client.containers().await.unwrap(), []);
+    }
+    node.finish().await;
+}
+
+/// What the layers of images take.
+async fn used(client: &Client) -> u64 {
+    let info = client.images.clone().image_fs_info(cri::ImageFsInfoRequest {}).await.unwrap().into_inner();
+    info.image_filesystems.iter().filter_map(|one| Some(one.used_bytes.as_ref()?.value)).sum()
+}
+
+fn impatient<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(Duration::from_millis(1));
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_removal_whose_client_gave_up_frees_the_layers_of_an_image_that_is_gone_as_well() {
+    let node = TestNode::start().await;
+    let client = node.client();
+    let first = client.run_pod(&node.pod("first")).await.unwrap();
+    client.remove_pod(&first).await.unwrap();
+    // The sandbox image stays.
+    let empty = used(&client).await;
+    for verb in ["RemoveContainer", "RemovePodSandbox"] {
+        client.pull(BUSYBOX).await.unwrap();
+        let pod_config = node.pod("given-up");
+        let pod = client.run_pod(&pod_config).await.unwrap();
+        let app = client.create(&pod, &container("app", BUSYBOX, &["sleep", "1000"]), &pod_config).await.unwrap();
+        client.start(&app).await.unwrap();
+        client.remove_image(BUSYBOX).await.unwrap();
+        assert!(used(&client).await > empty, "the container stands on the layers");
+        let mut runtime = client.runtime.clone();
+        let status = match verb {
+            "RemoveContainer" => {
+                let request = cri::RemoveContainerRequest { container_id: app.clone() };
+                runtime.remove_container(impatient(request)).await.map(drop).unwrap_err()
+            }
+            _ => {
+                let request = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.clone() };
+                runtime.remove_pod_sandbox(impatient(request)).await.map(drop).unwrap_err()
+            }
+        };
+        assert!([Code::Cancelled, Code::DeadlineExceeded].contains(&status.code()), "{verb}: {status}");
+        wait::until("the layers are gone", SOON, || async {
+            match used(&client).await {
+                now if now == empty => Ok(()),
+                now => Err(format!("{verb}: {now} bytes, {empty} at first")),
+            }
+        })
+        .await;
+        client.remove_pod(&pod).await.unwrap();
     }
     node.finish().await;
 }

@@ -20,6 +20,7 @@ use super::{
     },
     errors::sandbox_status,
     restore::absent,
+    to_the_end,
 };
 
 impl Cri {
@@ -104,9 +105,13 @@ impl Cri {
     ) -> Result<cri::RemoveContainerResponse, Status> {
         let id = parse_name(request.container_id, "container_id")?;
         let images = self.pods.container(&id).map(|container| images_of(&container)).unwrap_or_default();
-        self.pods.remove_container(&id).await.map_err(sandbox_status)?;
-        images.iter().for_each(|image| self.images.let_go(&self.namespace, image));
-        Ok(cri::RemoveContainerResponse {})
+        let cri = self.clone();
+        to_the_end(async move {
+            cri.pods.remove_container(&id).await.map_err(sandbox_status)?;
+            images.iter().for_each(|image| cri.images.let_go(&cri.namespace, image));
+            Ok(cri::RemoveContainerResponse {})
+        })
+        .await
     }
 
     /// The annotations are nobody's: NRI has no field for them.

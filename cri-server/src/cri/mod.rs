@@ -26,6 +26,7 @@ use ::image_service::images::Images;
 use sandbox::{Pods, stats::Stats};
 use store::Namespace;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 pub(crate) use sandbox::error::chain;
 
@@ -43,4 +44,13 @@ pub(crate) struct Cri {
     pub(crate) namespace: Namespace,
     /// Ends the streams that would not end by themselves, so that the server can.
     pub(crate) shutdown: CancellationToken,
+}
+
+/// Does all of `work`, also when the client gives up on the answer: for a handler that has more to do once an owner has
+/// answered it. It ends with what the owner does, which has its deadlines.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|error| Err(Status::internal(format!("the call ended badly: {error}"))))
 }

@@ -27,6 +27,7 @@ use super::{
         to_nanoseconds,
     },
     errors::{pull_status, sandbox_status},
+    to_the_end,
 };
 
 /// The annotation by which pods asked for a runtime that isolates them better, before Kubernetes had runtime classes. Such a
@@ -107,9 +108,13 @@ impl Cri {
     ) -> Result<cri::RemovePodSandboxResponse, Status> {
         let id = parse_name(request.pod_sandbox_id, "pod_sandbox_id")?;
         let images = self.images_in(&id);
-        self.pods.remove(&id).await.map_err(sandbox_status)?;
-        images.iter().for_each(|image| self.images.let_go(&self.namespace, image));
-        Ok(cri::RemovePodSandboxResponse {})
+        let cri = self.clone();
+        to_the_end(async move {
+            cri.pods.remove(&id).await.map_err(sandbox_status)?;
+            images.iter().for_each(|image| cri.images.let_go(&cri.namespace, image));
+            Ok(cri::RemovePodSandboxResponse {})
+        })
+        .await
     }
 
     /// Ids of the images that the pod and its containers stand on.
