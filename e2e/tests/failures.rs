@@ -96,6 +96,24 @@ delegate"#,
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_plugin_that_can_neither_add_nor_delete_does_not_keep_a_pod_that_never_had_a_network() {
+    let node = TestNode::start().await;
+    node.install_plugin("broken", r#"echo '{"code":11,"msg":"no '"$CNI_COMMAND"' today"}'; exit 1"#);
+    node.set_network("broken");
+    let client = node.client();
+    assert_error(client.run_pod(&node.pod("app")).await, Code::Unknown, &["no ADD today"]);
+    let left = client.pods().await.unwrap();
+    let states: Vec<_> = left.iter().map(|pod| pod.state()).collect();
+    assert_eq!(states, [api::cri::PodSandboxState::SandboxNotready], "what is owed is shown");
+    client.stop_pod(&left[0].id).await.unwrap();
+    client.remove_pod(&left[0].id).await.unwrap();
+    assert_eq!(client.pods().await.unwrap(), []);
+    node.set_network("bridge");
+    assert_works(&node, "app").await;
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_pod_whose_network_namespace_was_taken_away_has_no_address_and_goes_without_a_rest() {
     let node = TestNode::start().await;
     let client = node.client();

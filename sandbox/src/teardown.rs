@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use crate::{
     Error, image_volumes,
     launcher::{Shim, TaskExit, TaskState},
+    machine::PodVerb,
     model::Id,
     oci::cgroup,
     record::{ContainerRecord, PodRecord},
@@ -68,7 +69,7 @@ pub(crate) async fn pod(
     }
     let (at, snapshotter) = (pod.id.clone(), pod.snapshotter.clone());
     torn.note(blocking(world, move |world| drop_bundle(world, &at, &snapshotter)).await);
-    torn.network_returned = !pod.network_owed || torn.note(detach(world, pod).await).is_some();
+    torn.network_returned = !pod.network_owed || torn.note(give_back_network(world, pod).await).is_some();
     if let Some(netns) = world.netns(pod) {
         torn.note(blocking(world, move |world| world.node.unpin_netns(&netns)).await);
     }
@@ -217,6 +218,26 @@ fn drop_bundle(world: &World, id: &Id, snapshotter: &str) -> Result<(), Error> {
     world.node.remove_dir(&world.paths.bundle(id))?;
     // A snapshot that is still mounted must not be removed from under its mount, so it goes last.
     world.discard(snapshotter, id.as_str())
+}
+
+/// A stop or removal that a client asks for gives up on a network of which no part was ever made: a plugin that can neither
+/// add nor delete would keep the pod from ever going. As containerd does; until then every attempt is made.
+async fn give_back_network(world: &Arc<World>, pod: &PodRecord) -> Result<(), Error> {
+    let detached = detach(world, pod).await;
+    let asked = matches!(pod.intent, Some(PodVerb::Stop | PodVerb::Remove));
+    match detached {
+        Err(error) if asked && never_attached(world, &pod.id).await => {
+            let error = error.chain();
+            tracing::warn!(pod = %pod.id, error, "giving up on the network of a pod that never had one");
+            Ok(())
+        }
+        detached => detached,
+    }
+}
+
+async fn never_attached(world: &World, id: &Id) -> bool {
+    // One that cannot be looked up may have been.
+    world.network.cached().await.is_ok_and(|attached| !attached.contains(id))
 }
 
 async fn detach(world: &Arc<World>, pod: &PodRecord) -> Result<(), Error> {
