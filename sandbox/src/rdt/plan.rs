@@ -363,6 +363,7 @@ partitions:
     fn small_percentages_still_get_ways_and_all_ways_are_given_out() {
         let cache = Cache { ids: vec![0], mask: 0xff, least: 2, prioritised: false };
         assert_eq!(by_percent(&cache, &[98, 1, 1]), Ok(vec![0xf, 0x30, 0xc0]));
+        assert_eq!(by_percent(&cache, &[0, 100]), Ok(vec![0x3, 0xfc]));
         assert_eq!(by_percent(&cache, &[50, 50]), Ok(vec![0xf, 0xf0]));
         assert_eq!(by_percent(&cache, &[25, 25]), Ok(vec![0x3, 0xc]));
         assert!(by_percent(&cache, &[20; 5]).unwrap_err().contains("too few"));

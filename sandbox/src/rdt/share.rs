@@ -3,7 +3,7 @@
 /// A contiguous part of the ways of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Share {
-    /// From the lowest way: 1 to 100 percent, rounded to whole ways.
+    /// From the lowest way: 0 to 100 percent, rounded to whole ways. A partition of 0 has as little as the cache gives.
     Percent(u64),
     /// Percents `low` to `high`, both included.
     Range { low: u64, high: u64 },
@@ -42,6 +42,7 @@ impl Share {
                 let fits = mask.leading_zeros() >= lowest && (mask << lowest) & !base == 0;
                 return if fits { Ok(mask << lowest) } else { Err(format!("{mask:#x} does not fit into {base:#x}")) };
             }
+            Share::Percent(0) => return Err("0% is no part that a class can have".into()),
             Share::Percent(high) => (1, high),
             Share::Range { low, high } => (low, high),
         };
@@ -57,11 +58,11 @@ impl Share {
 }
 
 fn percent(text: &str) -> Option<Share> {
-    let number = |text: &str| text.parse().ok().filter(|percent| (1..=100).contains(percent));
+    let number = |text: &str| text.parse().ok().filter(|percent| *percent <= 100);
     match text.split_once('-') {
         None => number(text).map(Share::Percent),
         Some((low, high)) => {
-            let (low, high) = (number(if low == "0" { "1" } else { low })?, number(high)?);
+            let (low, high) = (number(low)?.max(1), number(high)?);
             (low <= high).then_some(Share::Range { low, high })
         }
     }
@@ -113,7 +114,8 @@ mod tests {
             ("0-3", Ok(Share::Mask(0xf))),
             ("2,3,4-5", Ok(Share::Mask(0x3c))),
             ("7,6", Ok(Share::Mask(0xc0))),
-            ("0%", Err("not a percentage")),
+            ("0%", Ok(Share::Percent(0))),
+            ("0-0%", Err("not a percentage")),
             ("101%", Err("not a percentage")),
             ("60-20%", Err("not a percentage")),
             ("x%", Err("not a percentage")),
@@ -151,6 +153,7 @@ mod tests {
         check(Share::Mask(0x3), 0xff0, 1, Some(0x30));
         check(Share::Mask(0x1ff), 0xff0, 1, None);
         check(Share::Mask(1 << 63), 0x2, 1, None);
+        check(Share::Percent(0), 0xff, 1, None);
         check(Share::Percent(10), 0, 1, None);
         check(Share::Percent(10), 0b101, 1, None);
         check(Share::Percent(10), 0b1, 2, None);
