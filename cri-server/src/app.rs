@@ -290,3 +290,40 @@ fn stop_on_signal(shutdown: CancellationToken) -> io::Result<impl Future<Output 
         shutdown.cancel();
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn directories_get_their_modes_whatever_they_had_and_the_pods_are_roots_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, state) = (dir.path().join("root"), dir.path().join("state"));
+        let of_pods = state.join(sandbox::CRI_DIRECTORY);
+        let config = Config { root: root.clone(), state: state.clone(), ..Config::default() };
+        for _ in 0..2 {
+            prepare_directories(&config).unwrap();
+            assert_eq!([&root, &state, &of_pods].map(|path| mode(path)), [0o700, 0o711, 0o700]);
+            for path in [&root, &state, &of_pods] {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+            }
+        }
+    }
+
+    /// Who may connect there may change every container.
+    #[tokio::test]
+    async fn plugins_connect_in_a_directory_of_roots_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let nri = Nri { socket_path: dir.path().join("run/nri/nri.sock"), ..Nri::default() };
+        assert!(nri_socket(&Nri { disable: true, ..nri.clone() }).unwrap().is_none());
+        assert!(!dir.path().join("run").exists());
+        let _listener = nri_socket(&nri).unwrap().unwrap();
+        assert_eq!((mode(nri.socket_path.parent().unwrap()), mode(&nri.socket_path)), (0o700, 0o660));
+        // Another runtime's is left to it.
+        assert!(nri_socket(&nri).unwrap().is_none());
+    }
+}
