@@ -368,6 +368,41 @@ async fn forwarded_connections_half_close_and_do_not_disturb_each_other() {
     assert_eq!((heard[&first].as_slice(), heard[&first_error].as_slice()), (&b"fedcba"[..], &b""[..]));
 }
 
+/// As kubectl has it for a browser: one session, and a connection for whatever the page asks for.
+#[tokio::test]
+async fn many_connections_are_forwarded_at_once_through_one_session() {
+    const CONNECTIONS: usize = 200;
+    let mut world = world().await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    world.serving.spawn(async move {
+        let mut all = JoinSet::new();
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            all.spawn(async move {
+                let (mut read, mut write) = socket.split();
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+            });
+        }
+    });
+    let url = world.streaming.port_forward(&id(), None, Vec::new()).unwrap();
+    let mut client = upgrade(&url, &["portforward.k8s.io"]).await;
+    let mut pairs = Vec::new();
+    for number in 0..CONNECTIONS {
+        pairs.push(forward(&mut client, port, &number.to_string()).await);
+    }
+    // All are open before the first of them ends, and the last one opened is the first to end.
+    for (number, (_, data)) in pairs.iter().enumerate().rev() {
+        client.data(*data, format!("hello from {number}"), true).await;
+    }
+    let ids: Vec<u32> = pairs.iter().flat_map(|(error, data)| [*error, *data]).collect();
+    let heard = client.until_fin(&ids).await;
+    for (number, (error, data)) in pairs.iter().enumerate() {
+        assert_eq!(heard[data], format!("hello from {number}").as_bytes());
+        assert_eq!(heard[error], b"");
+    }
+}
+
 #[tokio::test]
 async fn streams_without_a_request_id_pair_by_their_stream_ids() {
     let mut world = world().await;
