@@ -1,5 +1,5 @@
 //! Several clients live through the life of pods at once, as a kubelet would: each call may be given up and asked again, and
-//! the daemon is killed in the midst of them again and again. Nothing may be lost, doubled or left.
+//! the daemon, or shims, are killed in the midst of them again and again. Nothing may be lost, doubled or left.
 //!
 //! `CHAOS_SEED` and `CHAOS_KILLS` ask for another run or a longer one; a failure names its seed. What the clients do follows
 //! from the seed, when the kernel lets them do so does not.
@@ -9,6 +9,7 @@
 use std::{env, error::Error, sync::Arc, time::Duration};
 
 use api::cri::{self, ContainerState, PodSandboxState};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     sync::watch,
     task::{JoinSet, LocalSet},
@@ -44,6 +45,15 @@ impl Random {
     }
 }
 
+/// What is killed again and again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// No container may notice.
+    Daemon,
+    /// Its pod and containers end with it, whatever is being done to them; all that is wanted is that they can be removed.
+    Shim,
+}
+
 /// A client of the daemon that runs now, and which daemon that is.
 type Connection = Option<(u64, Client)>;
 
@@ -52,6 +62,7 @@ struct Kubelet {
     random: Random,
     connection: watch::Receiver<Connection>,
     calls: Arc<watch::Sender<u64>>,
+    victim: Victim,
     /// The last kill is over: go on to the end of what is under way.
     over: watch::Receiver<bool>,
 }
@@ -79,6 +90,16 @@ impl Kubelet {
         }
     }
 
+    /// A call that has to succeed in the end: a shim that dies under it makes it fail, and the next one finds that out.
+    async fn insist(&mut self, what: &str, ask: impl AsyncFn(Client) -> Result<(), Status>) {
+        let end = Instant::now() + PATIENCE;
+        while let Err(status) = self.call(what, &ask).await {
+            let may_pass = self.victim == Victim::Shim && status.code() == Code::Unavailable;
+            assert!(may_pass && Instant::now() < end, "{what}: {status}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// One life of a pod with one container, from nothing to nothing.
     async fn live(&mut self, config: &cri::PodSandboxConfig) {
         let name = config.hostname.clone();
@@ -91,14 +112,31 @@ impl Kubelet {
                 true => self.ends_as_it_should(&name, &container).await,
                 false => self.runs_until_stopped(&name, &container).await,
             }
-            let removed = self.call("RemoveContainer", async |client| client.remove(&container).await).await;
-            removed.unwrap_or_else(|status| panic!("{name}: RemoveContainer: {status}"));
+            self.insist(&format!("{name}: RemoveContainer"), async |client| client.remove(&container).await).await;
         }
-        let stopped = self.call("StopPodSandbox", async |client| client.stop_pod(&pod).await).await;
-        stopped.unwrap_or_else(|status| panic!("{name}: StopPodSandbox: {status}"));
-        let removed = self.call("RemovePodSandbox", async |client| client.remove_pod(&pod).await).await;
-        removed.unwrap_or_else(|status| panic!("{name}: RemovePodSandbox: {status}"));
-        let gone = self.call("PodSandboxStatus", async |client| client.pod_status(&pod).await).await.unwrap_err();
+        self.end(&name, &pod).await;
+    }
+
+    /// The same as far as it goes while shims die: whatever was refused or failed on the way, the end is the end.
+    async fn live_in_danger(&mut self, config: &cri::PodSandboxConfig) {
+        let name = config.hostname.clone();
+        let Ok(pod) = self.call("RunPodSandbox", async |client| client.run_pod(config).await).await else { return };
+        let app = container("app", BUSYBOX, &["sleep", "1000"]);
+        if let Ok(id) = self.call("CreateContainer", async |client| client.create(&pod, &app, config).await).await {
+            if self.call("StartContainer", async |client| client.start(&id).await).await.is_ok() {
+                // Answered, whatever the answer is.
+                drop(self.call("ExecSync", async |client| client.exec(&id, &["echo", "here"], 30).await).await);
+                self.insist(&format!("{name}: StopContainer"), async |client| client.stop(&id, 0).await).await;
+            }
+            self.insist(&format!("{name}: RemoveContainer"), async |client| client.remove(&id).await).await;
+        }
+        self.end(&name, &pod).await;
+    }
+
+    async fn end(&mut self, name: &str, pod: &str) {
+        self.insist(&format!("{name}: StopPodSandbox"), async |client| client.stop_pod(pod).await).await;
+        self.insist(&format!("{name}: RemovePodSandbox"), async |client| client.remove_pod(pod).await).await;
+        let gone = self.call("PodSandboxStatus", async |client| client.pod_status(pod).await).await.unwrap_err();
         assert_eq!(gone.code(), Code::NotFound, "{name}: {gone}");
     }
 
@@ -122,8 +160,7 @@ impl Kubelet {
                 (_, ContainerState::ContainerRunning) => return Some(id),
                 (_, ContainerState::ContainerExited) if status.reason != "StartError" => return Some(id),
                 (Err(_), ContainerState::ContainerExited) => {
-                    let removed = self.call("RemoveContainer", async |client| client.remove(&id).await).await;
-                    removed.unwrap_or_else(|status| panic!("{name}: RemoveContainer: {status}"));
+                    self.insist(&format!("{name}: RemoveContainer"), async |client| client.remove(&id).await).await;
                 }
                 (started, state) => panic!("{name}: StartContainer: {started:?}, but it is {state:?}: {status:?}"),
             }
@@ -148,8 +185,7 @@ impl Kubelet {
         let echoed = echoed.unwrap_or_else(|status| panic!("{name}: ExecSync: {status}"));
         assert_eq!(echoed.stdout, b"here\n", "{name}: {echoed:?}");
         assert_eq!(self.status(name, id).await.state(), ContainerState::ContainerRunning, "{name}");
-        let stopped = self.call("StopContainer", async |client| client.stop(id, 0).await).await;
-        stopped.unwrap_or_else(|status| panic!("{name}: StopContainer: {status}"));
+        self.insist(&format!("{name}: StopContainer"), async |client| client.stop(id, 0).await).await;
         let status = self.status(name, id).await;
         assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137), "{name}: {status:?}");
     }
@@ -169,13 +205,29 @@ fn number(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|error| panic!("{name}: {error}")))
 }
 
+/// Kills the shim of some pod, but not of this one. There may be none at the moment.
+fn kill_a_shim(node: &TestNode, random: &mut Random, spared: &str) {
+    let is_shim = |what: &str| what.contains("containerd-shim-runc-v2") && !what.contains(spared);
+    let processes = node.leakcheck.processes().into_iter();
+    let shims: Vec<u32> = processes.filter(|(_, what)| is_shim(what)).map(|(pid, _)| pid).collect();
+    let Some(last) = shims.len().checked_sub(1) else { return };
+    let chosen = shims[usize::try_from(random.below(last as u64 + 1)).unwrap()];
+    // It may have ended by itself since.
+    let _ = kill_process(Pid::from_raw(chosen.try_into().unwrap()).unwrap(), Signal::KILL);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_clients_that_give_up_and_a_daemon_that_is_killed_lose_double_and_leave_nothing() {
     // The clients' futures borrow across calls in ways that cannot be sent to another thread.
-    LocalSet::new().run_until(Box::pin(chaos())).await;
+    LocalSet::new().run_until(Box::pin(chaos(Victim::Daemon))).await;
 }
 
-async fn chaos() {
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_shims_that_are_killed_at_any_moment_keep_no_pod_from_being_removed() {
+    LocalSet::new().run_until(Box::pin(chaos(Victim::Shim))).await;
+}
+
+async fn chaos(victim: Victim) {
     let (seed, kills) = (number("CHAOS_SEED", 1), number("CHAOS_KILLS", KILLS));
     println!("CHAOS_SEED={seed} CHAOS_KILLS={kills}");
     let mut node = TestNode::start().await;
@@ -197,13 +249,16 @@ async fn chaos() {
         let config = node.pod(&format!("pod-{number}"));
         let random = Random(seed.wrapping_mul(1000) + number);
         let mut kubelet =
-            Kubelet { random, connection: connection.clone(), calls: Arc::clone(&calls), over: over.clone() };
+            Kubelet { random, connection: connection.clone(), calls: Arc::clone(&calls), victim, over: over.clone() };
         kubelets.spawn_local(async move {
             let mut lives = 0;
             while !*kubelet.over.borrow() {
                 let mut config = config.clone();
                 config.metadata.as_mut().unwrap().attempt = lives;
-                kubelet.live(&config).await;
+                match kubelet.victim {
+                    Victim::Daemon => kubelet.live(&config).await,
+                    Victim::Shim => kubelet.live_in_danger(&config).await,
+                }
                 lives += 1;
             }
             lives
@@ -218,6 +273,10 @@ async fn chaos() {
         }
         // Any moment will do, and not only those at which an answer has just come.
         sleep(Duration::from_millis(random.below(100))).await;
+        if victim == Victim::Shim {
+            kill_a_shim(&node, &mut random, &resident);
+            continue;
+        }
         connections.send_replace(None);
         node.kill9();
         node.boot().await;
@@ -231,6 +290,10 @@ async fn chaos() {
     println!("{} calls, {lives} pods", *counted.borrow());
 
     let client = node.client();
+    // A start that failed may have left its pod to be removed.
+    for pod in client.pods().await.unwrap().into_iter().filter(|pod| victim == Victim::Shim && pod.id != resident) {
+        client.remove_pod(&pod.id).await.unwrap();
+    }
     let left: Vec<String> = client.pods().await.unwrap().into_iter().map(|pod| pod.id).collect();
     assert_eq!(left, [resident.as_str()]);
     assert_eq!(client.pod_status(&resident).await.unwrap().state(), PodSandboxState::SandboxReady);

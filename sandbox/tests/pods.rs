@@ -388,6 +388,27 @@ async fn a_shim_that_dies_takes_its_containers_with_it_and_the_pod_can_be_remove
 }
 
 #[tokio::test]
+async fn a_stop_whose_shim_dies_is_answered_when_it_is_known_that_the_container_has_ended() {
+    let Node { machine, pods, .. } = node().await;
+    let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+    let app = pods.create_container(pod.as_str(), container_spec("app"), image()).await.unwrap();
+    pods.start_container(app.as_str()).await.unwrap();
+    let stopping = tokio::spawn({
+        let (pods, app) = (pods.clone(), app.clone());
+        async move { pods.stop_container(app.as_str(), Duration::from_secs(3600)).await }
+    });
+    let sent = |signal: &str| machine.state.lock().unwrap().log.iter().filter(|entry| *entry == signal).count();
+    until("the stop signal is sent", || sent("kill 15") == 1).await;
+    machine.state.lock().unwrap().shims.clear();
+    machine.exit(&pod, 137);
+    stopping.await.unwrap().unwrap();
+    let state = pods.container(app.as_str()).unwrap().state.clone();
+    assert!(matches!(&state, ContainerState::Exited { exit, .. } if exit.code == 255), "{state:?}");
+    pods.remove(pod.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
 async fn updated_resources_of_a_pod_are_shown_and_kept_and_a_retry_still_knows_the_pod() {
     let Node { machine, pods, .. } = node().await;
     let limits = |memory_limit| Some(Resources { memory_limit, ..Resources::default() });

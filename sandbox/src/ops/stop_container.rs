@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Mutex, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
     launcher::Shim,
+    model::Id,
     record::{ContainerRecord, PodRecord},
     teardown,
     world::{World, within},
@@ -27,12 +29,18 @@ pub(crate) struct Stop {
     pub(crate) ended: watch::Receiver<bool>,
     /// Held from the end on while the shim frees what the task had.
     pub(crate) reaped: Arc<Mutex<bool>>,
+    /// Cancelled when the connection to the shim is lost: nobody would tell the container's end.
+    pub(crate) lost: CancellationToken,
 }
 
 /// How long a stop waits for that: its cgroup is then gone when the kubelet removes the pod's. The end itself is certain.
 pub(crate) const REAPED: Duration = Duration::from_secs(1);
 
-/// Stops a container that runs. Returns when its exit is committed and, mostly, its task is gone.
+/// How long after a call that failed the owner may take to notice that the connection is lost.
+const NOTICED: Duration = Duration::from_secs(1);
+
+/// Stops a container that runs. Returns when its exit is committed and, mostly, its task is gone. Fails when the shim is lost;
+/// what has become of the container the owner then finds out.
 pub(crate) async fn run(
     world: Arc<World>,
     pod: PodRecord,
@@ -43,7 +51,7 @@ pub(crate) async fn run(
     let reaped = Arc::clone(&stop.reaped);
     end(world, pod, container, shim, stop).await?;
     // Past the time, the remove waits for it.
-    drop(tokio::time::timeout(REAPED, reaped.lock()).await);
+    drop(timeout(REAPED, reaped.lock()).await);
     Ok(())
 }
 
@@ -58,12 +66,27 @@ async fn end(
     let Some(shim) = shim else {
         return teardown::end_task(&world, &pod, id, None).await.map(drop);
     };
+    let lost = stop.lost.clone();
+    let ended = tokio::select! {
+        biased;
+        ended = signal_until_it_ends(&world, id, shim.as_ref(), &mut stop) => ended,
+        () = lost.cancelled() => Err(Error::Unavailable(format!("the shim of container {id} was lost"))),
+    };
+    if let Err(Error::Unavailable(_)) = &ended {
+        drop(timeout(NOTICED, lost.cancelled()).await);
+    }
+    ended?;
+    // The owner tells it when the container ends; this waits for it, so that no later event overtakes it.
+    world.nri.stop_container(&pod, &container).await;
+    Ok(())
+}
+
+async fn signal_until_it_ends(world: &World, id: &Id, shim: &dyn Shim, stop: &mut Stop) -> Result<(), Error> {
     if let Some(signal) = stop.signal
         && *stop.kill_at.borrow() > Instant::now()
     {
         shim.kill(id, signal).await?;
-        if wait(&mut stop).await {
-            world.nri.stop_container(&pod, &container).await;
+        if wait(stop).await {
             return Ok(());
         }
     }
@@ -73,10 +96,7 @@ async fn end(
         drop(stop.ended.wait_for(|ended| *ended).await);
         Ok(())
     };
-    within(world.config.timeouts.kill, || format!("kill container {id}"), ended).await?;
-    // The owner tells it when the container ends; this waits for it, so that no later event overtakes it.
-    world.nri.stop_container(&pod, &container).await;
-    Ok(())
+    within(world.config.timeouts.kill, || format!("kill container {id}"), ended).await
 }
 
 /// Waits for the end or for the time to kill; true if the container ended.

@@ -198,6 +198,7 @@ impl Owner {
         match admit_container(Gate::Open, container.record.phase(), container.in_flight(), ContainerVerb::Stop) {
             Verdict::Run => {
                 let operation = Operation::default();
+                let lost = operation.token.clone();
                 let waiters = vec![Waiter::Done(reply)];
                 container.running = Some(Running { verb: ContainerVerb::Stop, operation, waiters });
                 container.kill_at.send_replace(kill_at(grace));
@@ -209,6 +210,7 @@ impl Owner {
                     kill_at: container.kill_at.subscribe(),
                     ended: container.ended.subscribe(),
                     reaped: Arc::clone(&container.reaped),
+                    lost,
                 };
                 container.signalled |= !grace.is_zero();
                 let record = container.record.clone();
@@ -318,9 +320,9 @@ impl Owner {
         }
     }
 
-    /// Whether an operation on the whole pod runs: it does what is to be done to the containers.
+    /// Whether an operation on the whole pod runs, or is about to: it does what is to be done to the containers.
     fn pod_busy(&self) -> bool {
-        self.running.is_some()
+        self.running.is_some() || self.rescue
     }
 
     /// A container that runs, and the clients of its shim.
@@ -351,6 +353,31 @@ impl Container {
             Some(Running { verb: ContainerVerb::Stop, .. }) => self.hasten(Instant::now()),
             Some(Running { verb: ContainerVerb::Remove | ContainerVerb::Update, .. }) | None => {}
         }
+    }
+
+    /// Ends what waits for the shim, which is lost.
+    pub(super) fn give_up(&self) {
+        match &self.running {
+            Some(Running {
+                verb: ContainerVerb::Create | ContainerVerb::Start | ContainerVerb::Stop,
+                operation,
+                ..
+            }) => {
+                operation.token.cancel();
+            }
+            Some(Running { verb: ContainerVerb::Remove | ContainerVerb::Update, .. }) | None => {}
+        }
+    }
+
+    /// Takes the stop that was given up, as requests to be asked again with the grace that is left.
+    pub(super) fn stops_again(&mut self) -> Vec<ContainerRequest> {
+        let grace = self.kill_at.borrow().saturating_duration_since(Instant::now());
+        let waiters = self.running.take().map(|running| running.waiters).unwrap_or_default();
+        let again = waiters.into_iter().filter_map(|waiter| match waiter {
+            Waiter::Done(reply) => Some(ContainerRequest::Stop(grace, reply)),
+            Waiter::Id(_) => None,
+        });
+        again.collect()
     }
 
     fn hasten(&self, kill_at: Instant) {

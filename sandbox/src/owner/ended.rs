@@ -13,7 +13,7 @@ use crate::{
         update_container::Updated,
     },
     record::{ContainerRecord, start_error, unknown_exit},
-    request::Reply,
+    request::{Reply, Request},
     teardown::Torn,
 };
 
@@ -62,10 +62,11 @@ impl Owner {
         if self.over {
             return;
         }
+        // First, because what was deferred may be about a container of which nobody knows what it does.
+        self.rescue().await;
         for request in std::mem::take(&mut self.deferred) {
             self.dispatch(request).await;
         }
-        self.rescue().await;
     }
 
     async fn pod_started(&mut self, started: Started) {
@@ -227,6 +228,10 @@ impl Owner {
         {
             // The signal may not have arrived, and the next stop's grace is for who was told.
             container.signalled = false;
+            if self.rescue {
+                let again = container.stops_again().into_iter();
+                return self.deferred.extend(again.map(|stop| Request::Container(id.clone(), stop)));
+            }
         }
         if stopped.is_ok()
             && let Some(container) = self.containers.get_mut(&id)
@@ -286,7 +291,7 @@ impl Owner {
                 if lives && self.running.is_none() {
                     tracing::warn!(task = %id, error = error.chain(), "the connection to a task's shim was lost");
                     self.rescue = true;
-                    self.interrupt_containers();
+                    self.containers.values().for_each(super::Container::give_up);
                     self.rescue().await;
                 }
             }
