@@ -35,6 +35,9 @@ pub trait Launcher: Send + Sync {
     /// Cleans up after a shim that is gone, by its own `delete` command: the OCI runtime's state, cgroup, processes.
     /// A bundle whose task no shim was ever asked for, or that is gone, is clean.
     fn clean_up(&self, bundle: Bundle) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Takes away the socket of the shim that a pod had, if it was killed: one that ends by itself does so. Blocks.
+    fn remove_socket(&self, pod: &Id) -> Result<(), Error>;
 }
 
 /// One running shim. Every call has a deadline, except `wait`. Dropping all handles only disconnects.

@@ -82,10 +82,14 @@ pub(crate) async fn pod(
     torn
 }
 
-/// The directory of a pod that outlives a stop.
+/// What of a pod outlives a stop: its directory. And what does not, unless its shim was killed as the last task had ended.
 pub(crate) async fn pod_root(world: &Arc<World>, id: &Id) -> Result<(), Error> {
     let id = id.clone();
-    blocking(world, move |world| world.node.remove_dir(&world.paths.pod_root(&id))).await
+    let remove = move |world: &World| {
+        world.launcher.remove_socket(&id)?;
+        world.node.remove_dir(&world.paths.pod_root(&id))
+    };
+    blocking(world, remove).await
 }
 
 /// What is known of a container's task.

@@ -388,6 +388,19 @@ async fn a_shim_that_dies_takes_its_containers_with_it_and_the_pod_can_be_remove
 }
 
 #[tokio::test]
+async fn a_shim_that_is_killed_when_its_tasks_have_ended_leaves_no_socket() {
+    let Node { machine, pods, .. } = node().await;
+    let pod = pods.run(pod_spec("web"), image()).await.unwrap();
+    machine.exit(&pod, 137);
+    until("the pod is not ready", || pods.pod(pod.as_str()).unwrap().state == PodState::NotReady).await;
+    machine.state.lock().unwrap().tasks.clear();
+    machine.state.lock().unwrap().die_at_shutdown = true;
+    pods.stop(pod.as_str()).await.unwrap();
+    pods.remove(pod.as_str()).await.unwrap();
+    machine.assert_clean("after the remove");
+}
+
+#[tokio::test]
 async fn a_stop_whose_shim_dies_is_answered_when_it_is_known_that_the_container_has_ended() {
     let Node { machine, pods, .. } = node().await;
     let pod = pods.run(pod_spec("web"), image()).await.unwrap();

@@ -56,26 +56,17 @@ impl ShimLauncher {
     }
 
     /// Where our shim's socket is by its name alone, if there is one.
-    fn usual(&self, bundle: &Bundle) -> Option<Bootstrap> {
+    fn usual(&self, pod: &Id) -> Option<Bootstrap> {
         let name = SocketName {
             socket_dir: Path::new(DEFAULT_SOCKET_DIR),
             grpc_address: &self.config.grpc_address.to_string_lossy(),
             namespace: self.config.namespace.as_str(),
-            group: bundle.id.as_str(),
+            group: pod.as_str(),
         };
         // The default directory is short enough for every name.
         let address = name.address().ok()?;
         let found = address.socket_path().exists();
         found.then(|| Bootstrap { version: CURRENT_VERSION, address: address.to_string(), protocol: Protocol::Ttrpc })
-    }
-
-    /// The socket of a shim that was killed stays; nobody else takes it away.
-    fn remove_socket(&self, bundle: &Bundle) {
-        let Some(Ok(Address::Path(path))) = self.usual(bundle).map(|usual| usual.socket()) else { return };
-        let refused = UnixStream::connect(&path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-        if refused && let Err(error) = fs::remove_file(&path) {
-            tracing::warn!(path = %path.display(), %error, "the socket of a dead shim cannot be removed");
-        }
     }
 
     async fn connect(&self, bundle: &Bundle, bootstrap: &Bootstrap, limit: Duration) -> Result<Arc<dyn Shim>, Status> {
@@ -118,7 +109,7 @@ impl Launcher for ShimLauncher {
                 .map_err(|error| Error::failed("read a shim's address", error))?
                 .map_err(|error| Error::failed(format!("read the address of shim {}", bundle.id), error))?;
             // A daemon that was killed before it wrote the address down may have left a shim all the same.
-            let Some(bootstrap) = bootstrap.or_else(|| self.usual(&bundle)) else { return Ok(None) };
+            let Some(bootstrap) = bootstrap.or_else(|| self.usual(&bundle.id)) else { return Ok(None) };
             match self.connect(&bundle, &bootstrap, self.config.timeouts.reconnect).await {
                 Ok(shim) => Ok(Some(shim)),
                 Err(status) if matches!(status.code, Code::Unavailable | Code::DeadlineExceeded) => {
@@ -132,11 +123,26 @@ impl Launcher for ShimLauncher {
 
     fn clean_up(&self, bundle: Bundle) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            self.remove_socket(&bundle);
+            if let Err(error) = self.remove_socket(&bundle.id) {
+                tracing::warn!(error = error.chain(), "a dead shim's socket is left");
+            }
             // A shim that is not installed has never run, and cannot keep its pods from being removed.
             let Ok(launch) = ShimLauncher::launch(self, &bundle) else { return Ok(()) };
             clean_up::run(&launch, &bundle).await
         })
+    }
+
+    fn remove_socket(&self, pod: &Id) -> Result<(), Error> {
+        let Some(Ok(Address::Path(path))) = self.usual(pod).map(|usual| usual.socket()) else { return Ok(()) };
+        if UnixStream::connect(&path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::failed(format!("remove {}, the socket of a dead shim", path.display()), error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 }
 

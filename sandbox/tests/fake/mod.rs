@@ -37,6 +37,10 @@ pub(crate) struct State {
     /// Removed snapshots whose files are still there.
     pub(crate) trash: BTreeSet<String>,
     pub(crate) shims: BTreeSet<Id>,
+    /// Of shims; those of dead ones stay.
+    pub(crate) sockets: BTreeSet<Id>,
+    /// A shim that is told to end is killed before it has.
+    pub(crate) die_at_shutdown: bool,
     pub(crate) tasks: BTreeMap<Id, Task>,
     /// What must never happen, and did.
     pub(crate) violations: Vec<String>,
@@ -78,6 +82,7 @@ impl Machine {
         state.netns.clear();
         state.mounts.clear();
         state.shims.clear();
+        state.sockets.clear();
         state.tasks.clear();
         drop(state);
         drop(std::fs::remove_dir_all(self.dir.path().join("state")));
@@ -106,6 +111,7 @@ impl Machine {
         left.extend(state.attached.iter().map(|id| format!("network of {id}")));
         left.extend(state.snapshots.iter().map(|key| format!("snapshot {key}")));
         left.extend(state.shims.iter().map(|id| format!("shim {id}")));
+        left.extend(state.sockets.iter().map(|id| format!("socket {id}")));
         left.extend(state.tasks.keys().map(|id| format!("task {id}")));
         left.extend(self.directories());
         assert_eq!(left, nothing, "{when}; effects:\n  {log}");

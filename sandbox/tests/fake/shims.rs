@@ -18,6 +18,7 @@ impl Launcher for Seams {
             assert!(bundle.path.join("config.json").exists());
             let id = bundle.id.clone();
             let launch = |state: &mut State| {
+                state.sockets.insert(bundle.id.clone());
                 state.shims.insert(bundle.id);
                 Ok(())
             };
@@ -40,11 +41,23 @@ impl Launcher for Seams {
         async move {
             let clean = |state: &mut State| {
                 state.tasks.remove(&bundle.id);
+                if !state.shims.contains(&bundle.id) {
+                    state.sockets.remove(&bundle.id);
+                }
                 Ok(())
             };
             self.0.wait(format!("clean up {}", bundle.id), clean).await
         }
         .boxed()
+    }
+
+    fn remove_socket(&self, pod: &Id) -> Result<(), Error> {
+        self.0.block("remove socket".into(), |state| {
+            if !state.shims.contains(pod) {
+                state.sockets.remove(pod);
+            }
+            Ok(())
+        })
     }
 }
 
@@ -172,6 +185,9 @@ impl Shim for FakeShim {
             let shutdown = |state: &mut State| {
                 if !state.tasks.values().any(|task| task.shim == *id) {
                     state.shims.remove(id);
+                    if !state.die_at_shutdown {
+                        state.sockets.remove(id);
+                    }
                 }
                 Ok(())
             };
