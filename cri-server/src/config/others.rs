@@ -118,7 +118,7 @@ impl Usual {
 
 /// Top-level keys that are read elsewhere, or ask for what is the case anyway. Stream processors decrypt layers, and an
 /// encrypted layer is refused by name when it is pulled.
-const ACCEPTED: &[&str] = &["imports", "required_plugins", "stream_processors"];
+const ACCEPTED: &[&str] = &["imports", "stream_processors"];
 
 /// `timeouts`, with containerd's defaults. Everything here has a deadline of its own.
 const TIMEOUTS: [(&str, &str); 7] = [
@@ -159,6 +159,7 @@ pub(super) fn top(mut top: Section, config: &mut Config, warnings: &mut Vec<Stri
         warnings,
     );
     disabled(&mut top, config, warnings)?;
+    required(&mut top, warnings)?;
     let mut metrics = top.section("metrics")?;
     metrics.fixed("address", "", NO_METRICS, warnings);
     metrics.accept(&["grpc_histogram"]);
@@ -192,6 +193,27 @@ fn disabled(top: &mut Section, config: &mut Config, warnings: &mut Vec<String>) 
             )),
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// `required_plugins`: what of containerd's this daemon is or has. containerd does not start without the others.
+fn required(top: &mut Section, warnings: &mut Vec<String>) -> Result<(), String> {
+    const HERE: [&str; 8] = [
+        "cri",
+        "io.containerd.grpc.v1.cri",
+        "io.containerd.cri.v1.images",
+        "io.containerd.cri.v1.runtime",
+        "io.containerd.image-verifier.v1.bindir",
+        "io.containerd.nri.v1.nri",
+        "io.containerd.snapshotter.v1.native",
+        "io.containerd.snapshotter.v1.overlayfs",
+    ];
+    let mut names = Vec::new();
+    top.strings("required_plugins", &mut names)?;
+    for name in names.iter().filter(|name| !HERE.contains(&name.as_str())) {
+        warnings
+            .push(format!("required_plugins names {name}, which has no effect: this daemon has no plugins to load"));
     }
     Ok(())
 }
@@ -248,6 +270,16 @@ mod tests {
         );
         let empty = "version = 3\n[plugins.\"io.containerd.later.v1.x\"]\na = \"\"\n[plugins.\"io.containerd.later.v1.x\".b]\nc = []\n";
         assert_eq!(parsed(empty).unwrap().warnings, [""; 0]);
+    }
+
+    #[test]
+    fn a_required_plugin_that_is_not_here_is_told() {
+        let required = |name: &str| parsed(&format!("version = 2\nrequired_plugins = [{name:?}]\n")).unwrap().warnings;
+        assert_eq!(required("io.containerd.grpc.v1.cri"), [""; 0]);
+        let zfs = required("io.containerd.snapshotter.v1.zfs");
+        assert!(
+            matches!(&zfs[..], [one] if one.starts_with("required_plugins names io.containerd.snapshotter.v1.zfs"))
+        );
     }
 
     #[test]
