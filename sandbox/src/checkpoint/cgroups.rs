@@ -60,10 +60,20 @@ fn check_message(bytes: &[u8], given: &Given, unified: bool) -> Result<Writer, R
     let message = Message::parse(bytes, &CGROUPS)?;
     // Which controllers stand together, and the one directory of each such group.
     let mut directories: Vec<(Vec<&str>, &str)> = Vec::new();
+    // Beside version 1, the hierarchies that the origin's runtime had not put its processes into: version 2's, and those of
+    // controllers that it did not know, of which they are in the root. Here they stay where the runtime has put CRIU.
+    let mut unused: Vec<Vec<&str>> = Vec::new();
     for controller in message.children(2, &CONTROLLER)? {
         let names = controller.texts(1)?;
+        if !unified && names == [""] {
+            unused.push(names);
+            continue;
+        }
         let known = |name: &&str| if unified { name.is_empty() } else { VERSION_1.contains(name) };
-        let again = names.iter().any(|name| directories.iter().any(|(others, _)| others.contains(name)));
+        let again = names.iter().any(|name| {
+            let mut seen = directories.iter().map(|(others, _)| others).chain(&unused);
+            seen.any(|others| others.contains(name))
+        });
         if names.is_empty() || again || !names.iter().all(known) {
             return Err(Refused(format!("controllers {names:?} are not ones that this host's runtime sets")));
         }
@@ -74,6 +84,10 @@ fn check_message(bytes: &[u8], given: &Given, unified: bool) -> Result<Writer, R
             return Err(Refused::new("its processes are not all in one cgroup"));
         };
         let name = directory.text(1)?;
+        if name.is_empty() && !unified {
+            unused.push(names);
+            continue;
+        }
         if !directory.children(2, &DIRECTORY)?.is_empty() {
             return Err(Refused(format!("cgroup {name:?} has others in it")));
         }
@@ -100,8 +114,12 @@ fn check_message(bytes: &[u8], given: &Given, unified: bool) -> Result<Writer, R
         }
         for member in members {
             let (name, path) = (member.text(1)?, member.text(2)?);
-            let directory =
-                directories.iter().find(|(names, _)| names.contains(&name)).map(|(_, directory)| *directory);
+            // Those that stand together are named together.
+            let is_of = |names: &Vec<&str>| names.join(",") == name;
+            if unused.iter().any(is_of) {
+                continue;
+            }
+            let directory = directories.iter().find(|(names, _)| is_of(names)).map(|(_, directory)| *directory);
             if directory.is_none_or(|directory| path.strip_prefix('/') != Some(directory)) {
                 return Err(Refused(format!("{path:?} of controller {name:?} is not the container's cgroup")));
             }

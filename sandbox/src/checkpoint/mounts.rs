@@ -177,7 +177,10 @@ fn check_entry(entry: &Entry<'_>, given: &Given, wanted: &BTreeMap<PathBuf, &Mou
     if let Some(mount) = wanted.get(entry.point) {
         let options = mount.options().as_deref().unwrap_or_default();
         let has = |names: &[&str]| options.iter().any(|option| names.contains(&option.as_str()));
-        demand(entry, forbidding(options))?;
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        // Of cgroups of version 1, runc has only the hierarchies read-only, not the tmpfs that they are mounted in.
+        let left = if kind == "cgroup" && entry.kind == TMPFS { MountFlags::RDONLY } else { MountFlags::empty() };
+        demand(entry, forbidding(options) - left)?;
         if shared && !has(&["shared", "rshared"]) {
             return Err(Refused::new(
                 "what is mounted there later would be seen outside, which the request does not ask",
@@ -186,7 +189,6 @@ fn check_entry(entry: &Entry<'_>, given: &Given, wanted: &BTreeMap<PathBuf, &Mou
         if slave && !has(&["slave", "rslave", "shared", "rshared"]) {
             return Err(Refused::new("it would follow what is mounted outside, which the request does not ask"));
         }
-        let kind = mount.typ().as_deref().unwrap_or_default();
         if kind == "bind" || has(&["bind", "rbind"]) {
             // CRIU gets the source of the request from the runtime, by the key.
             return if Path::new(entry.external) == entry.point {
@@ -202,10 +204,19 @@ fn check_entry(entry: &Entry<'_>, given: &Given, wanted: &BTreeMap<PathBuf, &Mou
             Err(Refused(format!("it is no {kind}, which the request has there")))
         };
     }
-    if shared || slave {
+    // runc binds hierarchies of version 1 from the host, whose mounts are shared with the container's.
+    if shared || (slave && !is_hierarchy(entry, wanted)) {
         return Err(Refused::new("it is propagated, which none of the runtime's own mounts is"));
     }
     check_own(entry, given, wanted)
+}
+
+/// Whether it is one of those that version 1 of cgroups has for each controller, below the tmpfs of the request's mount.
+fn is_hierarchy(entry: &Entry<'_>, wanted: &BTreeMap<PathBuf, &Mount>) -> bool {
+    let is_below = |(point, mount): (&PathBuf, &&Mount)| {
+        mount.typ().as_deref() == Some("cgroup") && entry.point.parent() == Some(point.as_path())
+    };
+    entry.kind == CGROUP && Path::new(entry.external) == entry.point && wanted.iter().any(is_below)
 }
 
 /// What the OCI runtime mounts by itself.
@@ -245,10 +256,8 @@ fn check_own(entry: &Entry<'_>, given: &Given, wanted: &BTreeMap<PathBuf, &Mount
             return Ok(true);
         }
     }
-    // Version 1 has a hierarchy for each controller, below the tmpfs of the request's mount.
     if let Some((_, mount)) = above("cgroup")
-        && entry.kind == CGROUP
-        && Path::new(entry.external) == entry.point
+        && is_hierarchy(entry, wanted)
     {
         return demand(entry, forbidding(mount.options().as_deref().unwrap_or_default())).map(|()| false);
     }

@@ -228,11 +228,58 @@ fn v_c27_other_cgroups_than_the_containers_are_refused() {
             sample.set("cgroup.img", cgroups(&sets, &controllers));
         })
     };
-    restored(vec![("version 1", version_1(&["devices", "name=systemd"]))]);
-    refused(vec![
-        ("controllers [\"\"]", version_1(&[""])),
-        ("controllers [\"name=other\"]", version_1(&["devices", "name=other"])),
+    // What the origin's runtime did not use: nobody is put anywhere in it.
+    let with = |name: &'static str, cgroup: &'static str| -> Change {
+        Box::new(move |sample| {
+            version_1(&["devices", "name=systemd"])(sample);
+            let path = format!("/{CGROUP}");
+            let other = Writer::default().text(1, name).text(2, &format!("/{cgroup}"));
+            let sets =
+                [cgroup_set(2, "devices", &path, None).child(2, other), cgroup_set(2, "name=systemd", &path, None)];
+            let mut controllers =
+                ["devices", "name=systemd"].map(|name| controller(name, &[directory(CGROUP)])).to_vec();
+            controllers.push(controller(name, &[directory(cgroup)]));
+            sample.set("cgroup.img", cgroups(&sets, &controllers));
+        })
+    };
+    // Those that stand together: named one by one, and together where a process is in them.
+    let mut joined = Sample::new();
+    version_1(&["devices", "name=systemd"])(&mut joined);
+    let two = Writer::default().text(1, "cpu").text(1, "cpuacct").child(2, directory(CGROUP));
+    let path = format!("/{CGROUP}");
+    joined.set("cgroup.img", cgroups(&[cgroup_set(2, "cpu,cpuacct", &path, None)], &[two]));
+    let own = Writer::default().text(1, "cpu").text(1, "cpuacct").child(2, Writer::default().text(1, "pods/4567"));
+    let set = cgroup_set(2, "cpu,cpuacct", "/pods/4567", None);
+    joined.own_cgroup = Some(file(Magic::Cgroup, &[Writer::default().child(2, own).child(1, set)]));
+    joined.verify().unwrap();
+    restored(vec![
+        ("an unknown controller's root", with("misc", "")),
+        ("version 2 beside version 1", with("", "system.slice/containerd.service")),
     ]);
+    restored(vec![("version 1", version_1(&["devices", "name=systemd"]))]);
+    refused(vec![("controllers [\"name=other\"]", version_1(&["devices", "name=other"]))]);
+}
+
+/// runc mounts a tmpfs there, and each hierarchy in it read-only; the tmpfs stays writable, whatever the request's options say.
+#[test]
+fn cgroups_of_version_1_are_mounted_below_a_tmpfs() {
+    let version_1 = |flags: u64, hierarchy: u64| {
+        let mut sample = Sample::new();
+        let tmpfs = sample.mount("/sys/fs/cgroup");
+        (tmpfs.kind, tmpfs.flags) = (5, flags);
+        let devices = MountEntry::external(201, 175, hierarchy, "/sys/fs/cgroup/devices");
+        sample.mounts.push(MountEntry { kind: 12, master: 12, ..devices });
+        sample
+    };
+    version_1(0x20_000e, 0x20_000f).verify().unwrap();
+    version_1(0x20_000f, 0x20_000f).verify().unwrap();
+    let mut shared = version_1(0x20_000e, 0x20_000f);
+    shared.mount("/sys/fs/cgroup/devices").shared = 12;
+    assert!(shared.refusal().contains("it is propagated"), "{}", shared.refusal());
+    let refusal = version_1(0x20_000e, 0x20_000e).refusal();
+    assert!(refusal.contains("the mount on /sys/fs/cgroup/devices: it is not read-only"), "{refusal}");
+    let refusal = version_1(0x20_000a, 0x20_000f).refusal();
+    assert!(refusal.contains("the mount on /sys/fs/cgroup: it is not nodev"), "{refusal}");
 }
 
 /// The other end is gone, and the address is another pod's by now.
