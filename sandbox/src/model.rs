@@ -467,6 +467,8 @@ pub struct ContainerView {
     pub user: ContainerUser,
     /// It is being removed.
     pub removing: bool,
+    /// When it was started, if its state is unknown.
+    pub began: Option<SystemTime>,
     /// The container's OCI spec, for verbose status.
     pub oci_spec: serde_json::Value,
 }

@@ -78,6 +78,9 @@ pub(crate) struct ContainerRecord {
     /// Where its processes come from, if they do not start anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) restore: Option<Restore>,
+    /// When it was started, while its state is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) began: Option<SystemTime>,
 }
 
 impl PodRecord {
@@ -192,6 +195,7 @@ impl ContainerRecord {
             spec: create.spec,
             image: create.image,
             restore: create.restore,
+            began: None,
         }
     }
 
@@ -225,9 +229,18 @@ impl ContainerRecord {
         let started_at = match &self.state {
             Some(ContainerState::Running { started_at, .. }) => Some(*started_at),
             Some(ContainerState::Exited { .. }) => return,
-            Some(ContainerState::Created | ContainerState::Unknown) | None => None,
+            Some(ContainerState::Unknown) => self.began.take(),
+            Some(ContainerState::Created) | None => None,
         };
         self.state = Some(ContainerState::Exited { started_at, exit });
+    }
+
+    /// Nobody can say any more whether it runs.
+    pub(crate) fn lose_sight(&mut self) {
+        if let Some(ContainerState::Running { started_at, .. }) = self.state {
+            self.began = Some(started_at);
+        }
+        self.state = Some(ContainerState::Unknown);
     }
 
     /// What clients see; `None` before it is created.
@@ -242,6 +255,7 @@ impl ContainerRecord {
             log_path: self.log_path.clone(),
             user: self.user.clone(),
             removing: self.intent == Some(ContainerVerb::Remove),
+            began: self.began,
             oci_spec: self.oci_spec.clone(),
         })
     }
@@ -269,5 +283,19 @@ mod tests {
         let first = container.clone();
         container.end(unknown_exit());
         assert_eq!(container, first);
+    }
+
+    #[test]
+    fn a_container_that_nobody_could_ask_about_is_still_known_to_have_started() {
+        let started_at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(5);
+        let state = Some(ContainerState::Running { pid: 1, started_at });
+        let mut container = ContainerRecord { state, ..crate::store::tests::container() };
+        container.lose_sight();
+        let view = container.view().unwrap();
+        assert_eq!((view.state, view.began), (ContainerState::Unknown, Some(started_at)));
+        container.lose_sight();
+        container.end(unknown_exit());
+        let Some(ContainerState::Exited { started_at: told, .. }) = container.state else { panic!("{container:?}") };
+        assert_eq!((told, container.began), (Some(started_at), None));
     }
 }

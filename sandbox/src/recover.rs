@@ -105,7 +105,7 @@ fn unknown(mut pod: PodRecord, mut containers: Vec<ContainerRecord>) -> Recovere
     for container in &mut containers {
         container.intent = None;
         if container.phase() == ContainerPhase::Running {
-            container.state = Some(ContainerState::Unknown);
+            container.lose_sight();
         }
     }
     Recovered { pod, containers, shim: None }
@@ -165,7 +165,7 @@ async fn without_shim(world: &Arc<World>, mut pod: PodRecord, mut containers: Ve
     for container in containers.iter_mut().filter(|container| container.phase() == ContainerPhase::Running) {
         match ended {
             Ok(()) => container.end(unknown_exit()),
-            Err(_) => container.state = Some(ContainerState::Unknown),
+            Err(_) => container.lose_sight(),
         }
     }
     Recovered { pod, containers, shim: None }
@@ -303,7 +303,7 @@ async fn ask(
         (Err(error), _) => {
             tracing::warn!(container = %id, error = error.chain(), "a container's state cannot be asked");
             if runs || starting {
-                container.state = Some(ContainerState::Unknown);
+                container.lose_sight();
             }
             return;
         }

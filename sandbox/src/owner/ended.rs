@@ -151,7 +151,7 @@ impl Owner {
                     match &ended {
                         Ok(()) => container.lose(),
                         Err(_) if container.record.phase() == ContainerPhase::Running => {
-                            container.record.state = Some(ContainerState::Unknown);
+                            container.record.lose_sight();
                         }
                         Err(_) => {}
                     }

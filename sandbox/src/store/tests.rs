@@ -73,6 +73,7 @@ pub(crate) fn container() -> ContainerRecord {
         oci_spec: serde_json::Value::Null,
         limits: None,
         restore: None,
+        began: None,
     }
 }
 

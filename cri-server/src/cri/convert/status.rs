@@ -123,7 +123,8 @@ pub(in crate::cri) fn to_container_status(container: &ContainerView) -> cri::Con
         ..Default::default()
     };
     match &container.state {
-        ContainerState::Created | ContainerState::Unknown => {}
+        ContainerState::Created => {}
+        ContainerState::Unknown => status.started_at = container.began.map(to_nanoseconds).unwrap_or_default(),
         ContainerState::Running { started_at, .. } => status.started_at = to_nanoseconds(*started_at),
         ContainerState::Exited { started_at, exit } => {
             status.started_at = started_at.map(to_nanoseconds).unwrap_or_default();
