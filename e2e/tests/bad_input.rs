@@ -64,8 +64,8 @@ fn bad_pods() -> Bad<cri::PodSandboxConfig> {
         ("config.linux.cgroup_parent: ", |c| linux(c).cgroup_parent = "/a\nb".into()),
         ("config.linux.sysctls: ", |c| drop(linux(c).sysctls.insert("net/../kernel.x".into(), "1".into()))),
         ("config.linux.sysctls: ", |c| drop(linux(c).sysctls.insert("net.a".into(), "\0".into()))),
-        ("config.linux.resources.memory_limit_in_bytes: -1 is negative", |c| {
-            linux(c).resources.get_or_insert_default().memory_limit_in_bytes = -1;
+        ("config.linux.resources.memory_limit_in_bytes: -2 is negative", |c| {
+            linux(c).resources.get_or_insert_default().memory_limit_in_bytes = -2;
         }),
         ("config.linux.overhead.cpu_shares: -7 is negative", |c| {
             linux(c).overhead.get_or_insert_default().cpu_shares = -7;

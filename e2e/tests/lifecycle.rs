@@ -178,19 +178,22 @@ async fn privileged_the_resources_of_a_pod_are_shown_as_updated_after_a_restart_
     let limits = |memory_limit_in_bytes| {
         Some(cri::LinuxContainerResources { memory_limit_in_bytes, ..cri::LinuxContainerResources::default() })
     };
-    let request = cri::UpdatePodSandboxResourcesRequest {
-        pod_sandbox_id: pod.clone(),
-        overhead: limits(1 << 20),
-        resources: limits(64 << 20),
-    };
-    node.client().runtime.clone().update_pod_sandbox_resources(request).await.unwrap();
-    for _ in 0..2 {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
-        let answer = node.client().runtime.clone().pod_sandbox_status(request).await.unwrap().into_inner();
-        let info: serde_json::Value = serde_json::from_str(&answer.info["info"]).unwrap();
-        assert_eq!(info["overhead"], json!({"linux": {"memory_limit_in_bytes": 1 << 20}}));
-        assert_eq!(info["resources"], json!({"linux": {"memory_limit_in_bytes": 64 << 20}}));
-        node.restart().await;
+    // The kubelet's word for no limit is -1.
+    for resources in [-1, 64 << 20] {
+        let request = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: pod.clone(),
+            overhead: limits(1 << 20),
+            resources: limits(resources),
+        };
+        node.client().runtime.clone().update_pod_sandbox_resources(request).await.unwrap();
+        for _ in 0..2 {
+            let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+            let answer = node.client().runtime.clone().pod_sandbox_status(request).await.unwrap().into_inner();
+            let info: serde_json::Value = serde_json::from_str(&answer.info["info"]).unwrap();
+            assert_eq!(info["overhead"], json!({"linux": {"memory_limit_in_bytes": 1 << 20}}));
+            assert_eq!(info["resources"], json!({"linux": {"memory_limit_in_bytes": resources}}));
+            node.restart().await;
+        }
     }
     let unknown =
         cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id: "0".repeat(64), overhead: None, resources: None };

@@ -159,14 +159,15 @@ pub(super) fn to_nanoseconds(time: SystemTime) -> i64 {
 }
 
 pub(super) fn parse_resources(linux: cri::LinuxContainerResources, field: &str) -> Result<Resources, Status> {
-    for (value, name) in [
-        (linux.cpu_period, "cpu_period"),
-        (linux.cpu_shares, "cpu_shares"),
-        (linux.memory_limit_in_bytes, "memory_limit_in_bytes"),
-    ] {
+    for (value, name) in [(linux.cpu_period, "cpu_period"), (linux.cpu_shares, "cpu_shares")] {
         if value < 0 {
             return Err(invalid(&format!("{field}.{name}"), format_args!("{value} is negative")));
         }
+    }
+    // The kubelet says so of a pod in which a container has no limit, when it resizes another (KEP-1287).
+    if linux.memory_limit_in_bytes < -1 {
+        let what = format_args!("{} is negative, and only -1 means no limit", linux.memory_limit_in_bytes);
+        return Err(invalid(&format!("{field}.memory_limit_in_bytes"), what));
     }
     if !(-1000..=1000).contains(&linux.oom_score_adj) {
         let what = format_args!("{} is not between -1000 and 1000", linux.oom_score_adj);
@@ -325,10 +326,12 @@ mod tests {
             memory_swap_limit_in_bytes: 2 << 30,
         };
         assert_eq!(to_resources(&parse_resources(sent.clone(), "f").unwrap()), sent);
+        let unlimited = cri::LinuxContainerResources { memory_limit_in_bytes: -1, ..sent.clone() };
+        assert_eq!(to_resources(&parse_resources(unlimited.clone(), "f").unwrap()), unlimited);
         let negative = cri::LinuxContainerResources { memory_limit_in_bytes: -5, ..sent };
         assert_eq!(
             parse_resources(negative, "linux.resources").unwrap_err().message(),
-            "linux.resources.memory_limit_in_bytes: -5 is negative"
+            "linux.resources.memory_limit_in_bytes: -5 is negative, and only -1 means no limit"
         );
     }
 }
