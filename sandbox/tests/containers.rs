@@ -4,24 +4,16 @@
 
 #[expect(dead_code, reason = "most of it is for the crash tests")]
 mod fake;
+mod wait;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
+use wait::until;
 use windlass_sandbox::{
     Error,
     model::{ContainerSpec, ContainerState, Id, Image, NamespaceMode, Namespaces},
 };
-
-/// Waits for a condition, not for a time.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let reached = async {
-        while !condition() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), reached).await.unwrap_or_else(|_| panic!("never: {what}"));
-}
 
 /// The spec names the target's process by its pid, which the kernel may have given to another process by then.
 #[tokio::test]

@@ -8,14 +8,16 @@ mod fake;
 mod plugin;
 #[expect(dead_code, reason = "each file of tests needs a part of it")]
 mod plugin_node;
+mod wait;
 
 use std::fs;
 
 use fake::{image, pod_spec};
 use plugin::Script;
-use plugin_node::{failing, memory, node, node_with, seen, set_env, until, update};
+use plugin_node::{failing, memory, node, node_with, seen, set_env, update};
 use prost::Message;
 use tokio::sync::watch;
+use wait::until;
 use windlass_sandbox::{
     model::{Id, PodResources, Resources},
     nri::{

@@ -4,10 +4,12 @@
 
 #[expect(dead_code, reason = "faults and the end of a process are for the crash tests")]
 mod fake;
+mod wait;
 
 use std::{sync::Arc, time::Duration};
 
 use fake::{Fault, Machine, Process, container_spec, image, pod_spec};
+use wait::until;
 use windlass_sandbox::{
     Config, Error, Pods,
     changes::ChangeKind,
@@ -27,16 +29,6 @@ async fn node() -> Node {
     let process = Process::new(&machine, Fault::default());
     let pods = process.open().await;
     Node { machine, process, pods }
-}
-
-/// Waits for a condition, not for a time.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let reached = async {
-        while !condition() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), reached).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use snapshotter::{Info, Labels, Mount, Snapshotter, Usage};
 use store::{Namespace, Store};
+use wait::until;
 use windlass_sandbox::{
     Config, Error, Handler, Output, Pods, RuncOptions, RuntimeOptions, SCHEMA, Timeouts,
     events::Ooms,
@@ -30,6 +31,7 @@ use windlass_sandbox::{
 
 #[expect(dead_code, reason = "the fake machine is another test's; this one takes its specs")]
 mod fake;
+mod wait;
 
 /// A snapshot is a directory with busybox in it, bound where it is wanted.
 struct Directories(PathBuf);
@@ -224,15 +226,6 @@ fn image(entrypoint: &[&str]) -> Image {
 
 fn pause() -> Image {
     image(&["/bin/sleep", "1000000"])
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let reached = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), reached).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 fn exit_of(pods: &Pods, id: &Id) -> Option<(i32, String)> {

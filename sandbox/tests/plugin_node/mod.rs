@@ -65,16 +65,6 @@ impl Node {
     }
 }
 
-/// Waits for a condition, not for a time.
-pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
-    let reached = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), reached).await.unwrap_or_else(|_| panic!("never: {what}"));
-}
-
 pub(crate) fn seen(method: &str, pod: &Id, container: Option<&Id>) -> Seen {
     let container = container.map(Id::to_string).unwrap_or_default();
     Seen { method: method.into(), pod: pod.to_string(), container }
