@@ -24,6 +24,7 @@ use thiserror::Error;
 use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,9 @@ use crate::{
     streaming::Streaming,
     wiring,
 };
+
+/// How long what a killed daemon has left may keep a directory.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// How long calls may take to send their answers when all that they wait for has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -89,7 +93,7 @@ pub(crate) async fn open(config: Config) -> Result<Stored, AppError> {
     refuse_containerd_root(&config.root)?;
     prepare_directories(&config)?;
     // Before anything is read: recovery takes what a living daemon does for what a dead one has left.
-    let _held = [hold(&config.root)?, hold(&config.state)?];
+    let _held = [hold(&config.root).await?, hold(&config.state).await?];
     let (store, snapshotters, config) = tokio::task::spawn_blocking(move || {
         let schemas = [snapshotter::SCHEMA, image_service::SCHEMA, sandbox::SCHEMA];
         let store = Store::open(&config.root.join("windlass.db"), &schemas)?;
@@ -206,14 +210,19 @@ fn nri_socket(config: &Nri) -> Result<Option<UnixListener>, AppError> {
     }
 }
 
-/// Keeps a directory for this process alone. The kernel gives it back when the process ends, however it ends.
-fn hold(path: &Path) -> Result<File, AppError> {
+/// Keeps a directory for this process alone. The kernel gives it back when the process ends, however it ends; but a child that
+/// a killed daemon was just starting has all that was open, until it runs another program.
+async fn hold(path: &Path) -> Result<File, AppError> {
     let failed = |source| AppError::Directory { path: path.to_owned(), source };
     let directory = File::open(path).map_err(failed)?;
-    match directory.try_lock() {
-        Ok(()) => Ok(directory),
-        Err(TryLockError::WouldBlock) => Err(AppError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
+    let end = Instant::now() + LINGER;
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(directory),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => sleep(LINGER / 50).await,
+            Err(TryLockError::WouldBlock) => return Err(AppError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
     }
 }
 
@@ -325,5 +334,19 @@ mod tests {
         assert_eq!((mode(nri.socket_path.parent().unwrap()), mode(&nri.socket_path)), (0o700, 0o660));
         // Another runtime's is left to it.
         assert!(nri_socket(&nri).unwrap().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_directory_is_waited_for_a_moment_and_then_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let other = hold(directory.path()).await.unwrap();
+        let let_go = async {
+            sleep(LINGER / 4).await;
+            drop(other);
+        };
+        let (held, ()) = tokio::join!(hold(directory.path()), let_go);
+        let _held = held.unwrap();
+        let refused = hold(directory.path()).await.unwrap_err();
+        assert!(matches!(&refused, AppError::InUse { path } if path == directory.path()), "{refused}");
     }
 }

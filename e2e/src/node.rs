@@ -193,7 +193,12 @@ impl TestNode {
             let ended = self.daemon.as_mut().and_then(|child| child.try_wait().unwrap());
             assert!(ended.is_none(), "the daemon ended with {ended:?} instead of serving:\n{}", self.log_tail());
             let socket = socket.clone();
-            async move { Client::connect(&socket).await.map_err(|error| error.to_string()) }
+            // An answer and not a connection alone: a child that a killed daemon was just starting has its socket.
+            async move {
+                let client = Client::connect(&socket).await.map_err(|error| error.to_string())?;
+                let asked = client.runtime.clone().version(cri::VersionRequest::default()).await;
+                asked.map(|_| client).map_err(|error| error.to_string())
+            }
         })
         .await;
         self.client = Some(client);

@@ -82,7 +82,8 @@ impl Kubelet {
             match answer {
                 Ok(Err(status)) if is_lost(&status) => {
                     let another = |now: &Connection| now.as_ref().is_some_and(|(id, _)| *id != daemon);
-                    self.connection.wait_for(another).await.unwrap();
+                    // Or the connection broke by itself, and the next call makes another.
+                    drop(timeout(SOON, self.connection.wait_for(another)).await);
                 }
                 Ok(answer) => return answer,
                 Err(_given_up) => {}
